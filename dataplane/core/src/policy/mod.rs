@@ -1,0 +1,53 @@
+//! L4 authorization (facts ztunnel 5): who may talk to whom, decided at the destination.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::identity::Identity;
+use crate::state::{Snapshot, Workload};
+
+/// What policies can test of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// From the certificate; None for plaintext.
+    pub identity: Option<Identity>,
+    /// Peer of the TCP connection (the tunnel's peer for HBONE), canonical.
+    pub source: IpAddr,
+    /// After resolution.
+    pub dst: SocketAddr,
+}
+
+/// Names policy resources as `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `by` is the deciding ALLOW policy; None where no ALLOW policy applies.
+    Allow {
+        by: Option<Arc<str>>,
+    },
+    Deny(DenyReason),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DenyReason {
+    #[error("policy rejection: explicitly denied by: {0}")]
+    Explicit(Arc<str>),
+    #[error("policy rejection: allow policies exist, but none allowed")]
+    NotAllowed,
+    #[error("policy rejection: policy {0} is listed by the workload but hasn't arrived yet")]
+    NotArrived(Arc<str>),
+    #[error("policy rejection: policy {0} was rejected as malformed and has no good version")]
+    Malformed(Arc<str>),
+}
+
+/// Outcome together with what dry-run policies would have done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub verdict: Verdict,
+    /// (policy, "would deny" | "would allow")
+    pub dry_run: Vec<(Arc<str>, &'static str)>,
+}
+
+/// Deterministic: of several policies that match, the first by name decides.
+pub fn decide(_snapshot: &Snapshot, _destination: &Workload, _subject: &Subject) -> Decision {
+    unimplemented!()
+}
