@@ -1,0 +1,62 @@
+# The front door. `make demo` and `make test`, run as root on a fresh machine, do all the set-up
+# they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Outside the tree, so that a fresh clone on the same machine builds in a minute or two.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/underpass
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+
+RUST_SOURCES := $(shell find dataplane proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' -o -name Cargo.lock 2>/dev/null)
+
+.PHONY: setup demo test lint bench docs clean proto lock help
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed ## Debian packages, the virtual environment, the data plane in release mode
+
+# Two stamps: dependencies change seldom, the project's own binary often.
+$(VENV)/.dependencies: requirements.lock tools/setup
+	tools/setup $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml $(RUST_SOURCES)
+	tools/install $(VENV)
+	touch $@
+
+demo: setup ## Two nodes, six pods, every claim proved, everything removed again
+	$(BIN)/underpass demo
+
+test: setup ## Everything that CI runs of tests
+	cargo test --manifest-path dataplane/Cargo.toml --workspace --locked
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy, clippy, rustfmt, shellcheck, fresh generated code
+	$(BIN)/python proto/generate.py --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cargo fmt --manifest-path dataplane/Cargo.toml --all --check
+	cargo clippy --manifest-path dataplane/Cargo.toml --workspace --all-targets --locked -- -D warnings
+	shellcheck tools/setup tools/install .ci/run
+
+bench: setup ## Figures beside no mesh, in one run (bench/README.md)
+	$(BIN)/python -m bench
+
+docs: ## The pages are Markdown; this checks that their internal links hold
+	/usr/bin/python3 tools/check_links.py README.md docs bench
+
+proto: $(VENV)/.dependencies ## Generates proto/gen
+	$(BIN)/python proto/generate.py
+
+lock: ## Renews the lock files
+	tools/lock
+
+clean: ## Removes what the build made in the tree (the cache in ~/.cache/underpass stays)
+	rm -rf $(VENV) build dist dataplane/target *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,43 @@
+"""Checks that relative links and heading anchors of the given Markdown files and folders hold."""
+
+import re
+import sys
+from pathlib import Path
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
+
+
+def main(arguments: list[str]) -> int:
+    problems = []
+    for page in pages(arguments):
+        for target in LINK.findall(page.read_text()):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page.resolve()
+            if not file.exists():
+                problems.append(f"{page}: {target}: no such file")
+            elif anchor and file.suffix == ".md" and anchor not in anchors(file):
+                problems.append(f"{page}: {target}: no such heading")
+    print("\n".join(problems) or "links hold")
+    return 1 if problems else 0
+
+
+def pages(arguments: list[str]) -> list[Path]:
+    found: list[Path] = []
+    for argument in map(Path, arguments):
+        found += sorted(argument.rglob("*.md")) if argument.is_dir() else [argument]
+    return found
+
+
+def anchors(file: Path) -> set[str]:
+    """The anchors that common Markdown renderers make of headings."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in HEADING.findall(file.read_text())
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
