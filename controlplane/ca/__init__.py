@@ -1,0 +1,1 @@
+"""The mesh's certificate authority and the certificate service nodes ask."""

@@ -1,0 +1,1 @@
+"""Pure translation of objects into the workload API (facts istio-ambient 6)."""

@@ -1,0 +1,1 @@
+"""Where objects come from: typed Kubernetes and Istio objects and the folder they are read from."""
