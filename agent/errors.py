@@ -1,0 +1,53 @@
+"""The agent's exceptions: the type decides on retry, the text names pod, file or field."""
+
+
+class AgentError(Exception):
+    """Anything the agent reports to an operator. `remedy` says what a person can do, or is ""."""
+
+    retryable: bool = False
+    remedy: str = ""
+
+
+class ConfigErrors(AgentError):
+    """Every mistake found in flags, environment and file, together. The CLI exits 64 on it."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        self.mistakes = mistakes
+        super().__init__("\n".join(mistakes))
+
+
+class PodError(AgentError):
+    """One pod can't be brought to its wanted state."""
+
+
+class NetnsMissing(PodError):
+    """The pod's network namespace doesn't exist (yet, or any more)."""
+
+    retryable = True
+    remedy = "check `netns` or `pid` of this pod in the pod list; it is looked for again by itself"
+
+
+class NetnsRefused(PodError):
+    """What the pod list names is not a pod's network namespace."""
+
+    remedy = "name the pod's own network namespace, for example /run/netns/NAME"
+
+
+class AdminSocketInUse(AgentError):
+    """Another living agent serves this node's admin socket."""
+
+    remedy = "stop that agent, or choose another --node or --run-dir"
+
+
+class PortInUse(AgentError):
+    """A port of the agent's own HTTP servers is taken."""
+
+    remedy = "choose another address for it (--stats-address, --ready-address), or `off`"
+
+
+class SupervisorError(AgentError):
+    """The data plane can't be started, adopted or replaced."""
+
+
+class ReplaceRefused(SupervisorError):
+    """The data plane was not replaced; the old one goes on as before."""
