@@ -327,9 +327,7 @@ class Dataplane:
                 finally:
                     self._forget(call_id)
         except TimeoutError:
-            raise DataplaneSilent(
-                f"no answer to {kind} in {within.total_seconds():.0f} s"
-            ) from None
+            raise DataplaneSilent(f"no answer to {kind} in {seconds:g} s") from None
 
     async def _stream(self, kind: str, body: Body) -> AsyncIterator[control_pb2.Reply]:
         call_id, call = await self._send(kind, body)
