@@ -1,0 +1,303 @@
+"""`load()`: the one reader of flags, environment and file. Each part receives only its slice."""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agent import settings
+from agent.errors import ConfigErrors
+from agent.settings import SETTINGS, Mistake, Setting
+from agent.slices import (
+    Authority,
+    Capture,
+    Config,
+    ControlPlane,
+    DataplaneProcess,
+    Limits,
+    Log,
+    Node,
+    Ports,
+    RunPaths,
+    Servers,
+    Source,
+)
+
+__all__ = ["Config", "ConfigErrors", "load"]
+
+BINARY = "underpass-dataplane"
+CONFIG_FILE_ENV = f"{settings.ENV_PREFIX}CONFIG"
+
+
+def load(
+    options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None
+) -> Config:
+    """A flag wins over the environment, that over the file, that over the default.
+
+    `options` holds flags by `Setting.option`; None and () mean "not given". Raises ConfigErrors
+    with all mistakes of all three places.
+    """
+    if file is None and environ.get(CONFIG_FILE_ENV):
+        file = Path(environ[CONFIG_FILE_ENV])
+    reader = _Reader(options, environ, file)
+    config = _assemble(reader)
+    if reader.mistakes or config is None:
+        raise ConfigErrors(reader.mistakes)
+    return config
+
+
+class _Reader:
+    """Values by name, with the place each came from for messages. Collects mistakes."""
+
+    def __init__(
+        self, options: Mapping[str, object], environ: Mapping[str, str], file: Path | None
+    ) -> None:
+        self.mistakes: list[str] = []
+        self.warnings: list[str] = []
+        self.environ = environ
+        in_file = self._read_file(file)
+        self._values: dict[str, Any] = {}
+        self._places: dict[str, str] = {}
+        for setting in SETTINGS:
+            self._values[setting.name] = setting.default
+            self._places[setting.name] = "default"
+            for place, raw in (
+                (setting.flag, options.get(setting.option)),
+                (setting.env, environ.get(setting.env)),
+                (f"{file}: {setting.name}", in_file.pop(setting.name, None)),
+            ):
+                if raw is not None and raw != ():
+                    self._take(setting, place, raw)
+                    break
+        known = {setting.name for setting in SETTINGS}
+        self.mistakes += [
+            f"{file}: {name}: unknown setting" for name in in_file if name not in known
+        ]
+        envs = {setting.env for setting in SETTINGS} | {CONFIG_FILE_ENV}
+        # Not a mistake: Kubernetes itself puts NAME_SERVICE_HOST and the like there.
+        self.warnings += [
+            f"{name}: no such setting, ignored"
+            for name in sorted(environ)
+            if name.startswith(settings.ENV_PREFIX) and name not in envs
+        ]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def given(self, name: str) -> bool:
+        return self._places[name] != "default"
+
+    def wrong(self, name: str, what: str) -> None:
+        place = self._places[name]
+        if place == "default":
+            setting = next(entry for entry in SETTINGS if entry.name == name)
+            place = f"{name} ({setting.flag}, {setting.env})"
+        self.mistakes.append(f"{place}: {what}")
+
+    def _take(self, setting: Setting, place: str, raw: object) -> None:
+        self._places[setting.name] = place
+        try:
+            self._values[setting.name] = setting.parse(raw)
+        except Mistake as mistake:
+            self.mistakes.append(f"{place}: {_shown(raw)}: {mistake}")
+
+    def _read_file(self, file: Path | None) -> dict[str, object]:
+        if file is None:
+            return {}
+        import yaml
+
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as exc:
+            self.mistakes.append(f"{file}: can't be read: {exc.strerror}")
+            return {}
+        except (yaml.YAMLError, UnicodeDecodeError) as exc:
+            self.mistakes.append(f"{file}: not YAML: {' '.join(str(exc).split())}")
+            return {}
+        if content is None:
+            return {}
+        if not isinstance(content, dict):
+            self.mistakes.append(f"{file}: a mapping of settings is wanted")
+            return {}
+        return _flattened(content)
+
+
+def _flattened(content: Mapping[object, object], prefix: str = "") -> dict[str, object]:
+    """`xds: {address: x}` becomes `xds.address`; a setting that is a mapping itself stays whole."""
+    names = {setting.name for setting in SETTINGS}
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, dict) and name not in names:
+            flat |= _flattened(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _assemble(reader: _Reader) -> Config | None:
+    """Checks that need several settings or the machine. None only when mistakes were found."""
+    node = _node(reader)
+    source, authority = _source(reader), _authority(reader)
+    dataplane = _dataplane(reader, node.name)
+    root = reader["run-dir"] / node.name
+    longest = len(str(root / "dataplane-9999.sock"))
+    if longest > settings.SOCKET_PATH_LIMIT:
+        reader.wrong("run-dir", f"too long by {longest - settings.SOCKET_PATH_LIMIT} for a socket")
+    ports = Ports(**{name: reader[f"ports.{name.replace('_', '-')}"] for name in _fields(Ports)})
+    if len({ports.outbound, ports.inbound_plaintext, ports.inbound_hbone}) < 3:
+        reader.mistakes.append("ports: outbound, inbound-plaintext and inbound-hbone must differ")
+    if reader["pods"] is None and not reader.given("pods"):
+        reader.wrong("pods", "is needed; write file:PATH")
+    if reader.mistakes:
+        return None
+    return Config(
+        node=node,
+        paths=RunPaths(root),
+        pods=reader["pods"],
+        capture=Capture(
+            mode=reader["capture"],
+            ipv6=reader["ipv6"],
+            ports=ports,
+            verify_interval=reader["verify-interval"],
+        ),
+        source=source,
+        authority=authority,
+        dataplane=dataplane,
+        servers=Servers(stats=reader["stats.address"], ready=reader["ready.address"]),
+        log=Log(**{name: reader[f"log.{name}"] for name in _fields(Log)}),
+        limits=Limits(
+            **{name: reader[f"limits.{name.replace('_', '-')}"] for name in _fields(Limits)}
+        ),
+        warnings=tuple(reader.warnings),
+    )
+
+
+def _fields(slice_type: type) -> tuple[str, ...]:
+    names: tuple[str, ...] = tuple(slice_type.__dataclass_fields__)  # type: ignore[attr-defined]
+    return names
+
+
+def _node(reader: _Reader) -> Node:
+    name = reader["node"]
+    if name is None:
+        name = socket.gethostname().lower()
+        if not reader.given("node"):
+            try:
+                settings.node_name(name)
+            except Mistake:
+                reader.wrong("node", f"this host's name {name!r} can't be used; name the node")
+    return Node(name, reader["network"], reader["cluster-id"], reader["trust-domain"])
+
+
+def _source(reader: _Reader) -> Source:
+    address, file = reader["xds.address"], reader["xds.file"]
+    if reader.given("xds.address") and reader.given("xds.file"):
+        reader.wrong("xds.file", "either a control plane (xds.address) or a file, not both")
+    elif not reader.given("xds.address") and not reader.given("xds.file"):
+        reader.wrong("xds.address", "a control plane is needed, or xds.file for a local file")
+    if address is None:
+        return Source(file=file)
+    root = reader["xds.root"]
+    if root is None and not reader.given("xds.root"):
+        reader.wrong(
+            "xds.root", "root certificates for xds.address are needed: path, PEM or SYSTEM"
+        )
+    return Source(
+        control_plane=ControlPlane(
+            address,
+            root or "",
+            reader["xds.token"],
+            reader["xds.alt-hostname"],
+            reader["xds.headers"],
+        )
+    )
+
+
+def _authority(reader: _Reader) -> Authority | None:
+    """Every part that isn't given is taken from `xds`, which usually serves both."""
+
+    def pick(name: str) -> Any:
+        return reader[f"ca.{name}"] if reader.given(f"ca.{name}") else reader[f"xds.{name}"]
+
+    address = pick("address")
+    if address is None:
+        return None
+    if pick("root") is None and reader.given("ca.address") and not reader.given("ca.root"):
+        reader.wrong("ca.root", "root certificates for ca.address are needed: path, PEM or SYSTEM")
+    endpoint = ControlPlane(
+        address, pick("root") or "", pick("token"), pick("alt-hostname"), pick("headers")
+    )
+    return Authority(endpoint, reader["ca.ttl"])
+
+
+def _dataplane(reader: _Reader, node: str) -> DataplaneProcess:
+    given = reader["dataplane.socket"]
+    if given is not None:
+        if reader.given("dataplane.bin"):
+            reader.wrong("dataplane.bin", "either a socket or a binary to start, not both")
+        return DataplaneProcess(socket=given, drain_deadline=reader["dataplane.drain-deadline"])
+    binary = _binary(reader)
+    return DataplaneProcess(
+        binary=binary,
+        workers=reader["dataplane.workers"],
+        cgroup_parent=_cgroup_parent(reader, node),
+        drain_deadline=reader["dataplane.drain-deadline"],
+    )
+
+
+def _binary(reader: _Reader) -> Path | None:
+    if reader.given("dataplane.bin"):
+        named: Path | None = reader["dataplane.bin"]
+        if named is not None and not os.access(named, os.X_OK):
+            reader.wrong("dataplane.bin", f"{named}: no such program")
+        return named
+    beside = Path(sys.executable).parent / BINARY
+    if os.access(beside, os.X_OK):
+        return beside
+    found = shutil.which(BINARY, path=reader.environ.get("PATH"))
+    if found is None:
+        reader.wrong(
+            "dataplane.bin", f"{BINARY} is neither beside {sys.executable} nor in PATH; name it"
+        )
+        return None
+    return Path(found)
+
+
+def _cgroup_parent(reader: _Reader, node: str) -> Path | None:
+    wanted = reader["dataplane.cgroup-parent"]
+    if wanted == "none":
+        return None
+    mount = cgroup2_mount()
+    if wanted == "auto":
+        if mount is None:
+            reader.warnings.append(
+                "no cgroup2 is mounted: only its mark exempts the data plane from capture, which "
+                "any process with NET_RAW can set; mount cgroup2 or say cgroup-parent none"
+            )
+            return None
+        return mount / "underpass" / node
+    chosen = Path(wanted)
+    if mount is None or not chosen.is_relative_to(mount) or chosen == mount:
+        reader.wrong(
+            "dataplane.cgroup-parent",
+            f"{chosen}: must lie below the cgroup2 mount {mount or '(none is mounted)'}",
+        )
+    return chosen
+
+
+def cgroup2_mount(table: Callable[[], str] = Path("/proc/self/mounts").read_text) -> Path | None:
+    """/sys/fs/cgroup on most hosts, /sys/fs/cgroup/unified on hybrid ones."""
+    for line in table().splitlines():
+        columns = line.split(" ")
+        if len(columns) > 2 and columns[2] == "cgroup2":
+            return Path(columns[1].replace("\\040", " "))
+    return None
+
+
+def _shown(raw: object) -> str:
+    text = str(raw)
+    return repr(text if len(text) <= 60 else f"{text[:57]}…")

@@ -1,0 +1,300 @@
+"""The settings of `underpass agent` by name: where each may be set, how its text becomes a value.
+
+One table feeds flags (`--xds-address`), environment (`UNDERPASS_XDS_ADDRESS`), the YAML file
+(`xds: {address: …}`) and their documentation. It reads nothing itself; `config.load` does.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+ENV_PREFIX = "UNDERPASS_"
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
+# sun_path holds 108 bytes with its NUL.
+SOCKET_PATH_LIMIT = 107
+
+
+class Mistake(ValueError):
+    """What is wrong with one value; the place is added by whoever read it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: `name` is the key in the file, dots are levels there and dashes in the flag."""
+
+    name: str
+    parse: Callable[[object], object]
+    default: object
+    help: str
+
+    @property
+    def option(self) -> str:
+        """The keyword under which the CLI passes the flag's value."""
+        return self.name.replace(".", "_").replace("-", "_")
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.option.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        return ENV_PREFIX + self.option.upper()
+
+
+# ---- from text to value; each raises Mistake and says what would be right
+
+
+def text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Mistake("a text is wanted")
+    return str(value)
+
+
+def words(value: object) -> str:
+    found = text(value).strip()
+    if not found:
+        raise Mistake("is empty; leave it out instead")
+    return found
+
+
+def node_name(value: object) -> str:
+    found = text(value)
+    if not _NODE.fullmatch(found):
+        raise Mistake("not a node name: lower-case letters, digits, '-' and '.', as Kubernetes has")
+    return found
+
+
+def trust_domain(value: object) -> str:
+    found = text(value)
+    if not _TRUST_DOMAIN.fullmatch(found):
+        raise Mistake("not a trust domain: lower-case letters, digits, '.', '-' and '_'")
+    return found
+
+
+def switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"true": True, "on": True, "yes": True, "1": True}
+    known |= {"false": False, "off": False, "no": False, "0": False}
+    try:
+        return known[str(value).lower()]
+    except KeyError:
+        raise Mistake("write true or false") from None
+
+
+def duration(value: object) -> timedelta:
+    found = str(value).strip()
+    pieces = _DURATION.findall(found)
+    if not pieces or "".join(number + unit for number, unit in pieces) != found:
+        raise Mistake("not a duration; write a number with ms, s, m, h or d, for example 5s")
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in pieces))
+
+
+def positive_duration(value: object) -> timedelta:
+    found = duration(value)
+    if found <= timedelta(0):
+        raise Mistake("must be longer than nothing")
+    return found
+
+
+def count(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        try:
+            found = int(str(value))
+        except ValueError:
+            raise Mistake("not a whole number") from None
+        if isinstance(value, bool) or not low <= found <= high:
+            raise Mistake(f"must be from {low} to {high}")
+        return found
+
+    return parse
+
+
+port = count(1, 65535)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """An address of one of the agent's own servers; "" as host means all of IPv4 and IPv6."""
+
+    host: str
+    port: int
+
+
+def listen(value: object) -> Listen | None:
+    """`host:port`, `[v6]:port`, `:port`, or `off`."""
+    found = "off" if value is False else text(value).strip()
+    if found == "off":
+        return None
+    host, colon, number = found.rpartition(":")
+    if not colon or ((":" in host) != (host.startswith("[") and host.endswith("]"))):
+        raise Mistake("not an address; write host:port, [v6]:port, :port or off")
+    return Listen(host.strip("[]"), count(0, 65535)(number))
+
+
+def one_of(*known: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        # YAML reads a bare `off` as False.
+        found = "off" if value is False else str(value)
+        if found not in known:
+            raise Mistake(f"unknown; write one of {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def path(value: object) -> Path:
+    return Path(words(value)).absolute()
+
+
+@dataclass(frozen=True)
+class PodSourceChoice:
+    """`kind:argument`."""
+
+    kind: str
+    path: Path
+
+
+def pod_source(value: object) -> PodSourceChoice:
+    kind, colon, argument = words(value).partition(":")
+    if kind != "file":
+        raise Mistake(f"unknown pod source {kind!r}; write file:PATH")
+    if not colon or not argument:
+        raise Mistake("names no path; write file:PATH")
+    return PodSourceChoice(kind, Path(argument).absolute())
+
+
+def https_address(value: object) -> str:
+    """`https://host:port` or `host:port`; tokens are never sent in clear."""
+    found = words(value)
+    scheme, separator, rest = found.partition("://")
+    if separator and scheme != "https":
+        raise Mistake("only https is possible, tokens are never sent in clear")
+    host, colon, number = (rest if separator else found).rpartition(":")
+    if not separator and not colon:
+        return found
+    if colon and not number.endswith("]"):
+        port(number)
+    if (colon and not host) or "/" in found.removeprefix("https://"):
+        raise Mistake("not an address; write https://host:port")
+    return found
+
+
+def roots(value: object) -> str:
+    """A path, PEM text, or SYSTEM."""
+    found = words(value)
+    if found == "SYSTEM" or "-----BEGIN" in found:
+        return found
+    return str(Path(found).absolute())
+
+
+def headers(value: object) -> dict[str, str]:
+    """A mapping in the file, `name=value` in flags, those joined by commas in the environment."""
+    if isinstance(value, Mapping):
+        found = {str(name): text(content) for name, content in value.items()}
+    else:
+        pieces = value if isinstance(value, list | tuple) else text(value).split(",")
+        found = {}
+        for piece in pieces:
+            name, equals, content = str(piece).partition("=")
+            if not equals:
+                raise Mistake(f"{piece!r} is no header; write name=value")
+            found[name.strip()] = content.strip()
+    for name in found:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise Mistake(f"{name!r} is no header name")
+    return found
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "node", node_name, None, "Name of this node, as control plane and pods know it [host name]"
+    ),
+    Setting(
+        "run-dir", path, Path("/run/underpass"), "Folder of sockets; a subfolder for each node"
+    ),
+    Setting("network", text, "", "Network id of this node's pods"),
+    Setting("cluster-id", words, "Kubernetes", "Cluster id told to the control plane"),
+    Setting("trust-domain", trust_domain, "cluster.local", "Trust domain of the mesh"),
+    Setting("pods", pod_source, None, "Where the node's pods are listed: file:PATH"),
+    Setting("capture", one_of("auto", "nftables", "none"), "auto", "How traffic is caught"),
+    Setting("ipv6", switch, True, "Listen for and catch IPv6 too"),
+    Setting(
+        "verify-interval",
+        positive_duration,
+        # Rules vanish when somebody flushes them; ten seconds bound how long a pod is bare.
+        timedelta(seconds=10),
+        "How often a pod's rules are compared with what they should be",
+    ),
+    Setting("xds.address", https_address, None, "Control plane, https://host:port"),
+    Setting("xds.root", roots, None, "Its root certificates: a path, PEM text, or SYSTEM"),
+    Setting("xds.token", path, None, "File with the token for the control plane"),
+    Setting(
+        "xds.alt-hostname", words, None, "A further name the control plane's certificate may carry"
+    ),
+    Setting("xds.headers", headers, {}, "Further headers, name=value"),
+    Setting("xds.file", path, None, "Local configuration file instead of a control plane"),
+    Setting("ca.address", https_address, None, "Certificate authority [xds.address]"),
+    Setting("ca.root", roots, None, "Its root certificates [xds.root]"),
+    Setting("ca.token", path, None, "File with the token for it [xds.token]"),
+    Setting(
+        "ca.alt-hostname",
+        words,
+        None,
+        "A further name its certificate may carry [xds.alt-hostname]",
+    ),
+    Setting("ca.headers", headers, {}, "Further headers, name=value [xds.headers]"),
+    # facts ztunnel 14, SECRET_TTL
+    Setting("ca.ttl", positive_duration, timedelta(hours=24), "Asked lifetime of certificates"),
+    Setting(
+        "dataplane.socket", path, None, "Control socket of a data plane that somebody else starts"
+    ),
+    Setting("dataplane.bin", path, None, "The underpass-dataplane to start [beside python, PATH]"),
+    Setting(
+        "dataplane.workers", count(0, 1024), 0, "Worker threads of the data plane; 0: one a core"
+    ),
+    Setting("dataplane.cgroup-parent", words, "auto", "cgroup2 folder for its leaf, auto, or none"),
+    # facts ztunnel 11.4
+    Setting(
+        "dataplane.drain-deadline",
+        positive_duration,
+        timedelta(seconds=5),
+        "Time for connections to end",
+    ),
+    Setting("ports.outbound", port, 15001, "Listener for captured outbound traffic, in each pod"),
+    Setting("ports.inbound-plaintext", port, 15006, "Listener for captured inbound traffic"),
+    Setting("ports.inbound-hbone", port, 15008, "Listener for HBONE"),
+    Setting("stats.address", listen, Listen("", 15020), "Metrics: host:port, :port, or off"),
+    Setting("ready.address", listen, Listen("", 15021), "Readiness: host:port, :port, or off"),
+    Setting("log.format", one_of("text", "json"), "text", "Log format of both processes"),
+    Setting("log.filter", words, "info", "Log filter, for example info,underpass=debug"),
+    Setting("log.access", switch, True, "Access log lines of connections that ended well"),
+    Setting("limits.connect-timeout", positive_duration, timedelta(seconds=10), "TCP connect"),
+    Setting(
+        "limits.tls-handshake-timeout", positive_duration, timedelta(seconds=10), "TLS handshake"
+    ),
+    Setting(
+        "limits.connect-answer-timeout",
+        positive_duration,
+        timedelta(seconds=10),
+        "CONNECT to its answer",
+    ),
+    Setting(
+        "limits.workload-wait",
+        positive_duration,
+        timedelta(seconds=5),
+        "Own record or certificate missing",
+    ),
+    Setting("limits.pool-max-streams", count(1, 1_000_000), 100, "Streams of one tunnel"),
+    Setting("limits.pool-idle", positive_duration, timedelta(minutes=5), "Idle tunnel kept"),
+    Setting("limits.pool-max-tunnels", count(1, 1_000_000), 4096, "Tunnels kept for one pod"),
+    Setting(
+        "limits.pod-max-connections", count(1, 10_000_000), 16384, "Live connections of one pod"
+    ),
+)

@@ -1,0 +1,140 @@
+"""The configuration as values: one frozen slice for each part, units in the types."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from agent.settings import Listen, PodSourceChoice
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    network: str = ""
+    cluster_id: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Files of one node; several nodes share a machine by different names or folders."""
+
+    root: Path
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.root / "admin.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.root / "agent.pid"
+
+    @property
+    def dataplane_link(self) -> Path:
+        """Symbolic link to the control socket of the data plane that serves now."""
+        return self.root / "dataplane.sock"
+
+    def dataplane_socket(self, number: int) -> Path:
+        return self.root / f"dataplane-{number}.sock"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """facts ztunnel 1.1"""
+
+    outbound: int = 15001
+    inbound_plaintext: int = 15006
+    inbound_hbone: int = 15008
+
+
+@dataclass(frozen=True)
+class Capture:
+    mode: str = "auto"
+    ipv6: bool = True
+    ports: Ports = field(default_factory=Ports)
+    verify_interval: timedelta = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """A TLS endpoint: of configuration or of certificates."""
+
+    address: str
+    # A path, PEM text, or SYSTEM.
+    root: str
+    token: Path | None = None
+    alt_hostname: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where configuration comes from: exactly one is set."""
+
+    control_plane: ControlPlane | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Authority:
+    endpoint: ControlPlane
+    ttl: timedelta = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Log:
+    format: str = "text"
+    filter: str = "info"
+    access: bool = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """control.proto, Limits; without drain_deadline, which is the data plane's slice."""
+
+    connect_timeout: timedelta = timedelta(seconds=10)
+    tls_handshake_timeout: timedelta = timedelta(seconds=10)
+    connect_answer_timeout: timedelta = timedelta(seconds=10)
+    workload_wait: timedelta = timedelta(seconds=5)
+    pool_max_streams: int = 100
+    pool_idle: timedelta = timedelta(minutes=5)
+    pool_max_tunnels: int = 4096
+    pod_max_connections: int = 16384
+
+
+@dataclass(frozen=True)
+class DataplaneProcess:
+    """Exactly one of `socket` (somebody else starts it) and `binary` (we do) is set."""
+
+    socket: Path | None = None
+    binary: Path | None = None
+    workers: int = 0
+    # None: it stays in the agent's cgroup and only its mark exempts it.
+    cgroup_parent: Path | None = None
+    drain_deadline: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """None: not served."""
+
+    stats: Listen | None
+    ready: Listen | None
+
+
+@dataclass(frozen=True)
+class Config:
+    node: Node
+    paths: RunPaths
+    pods: PodSourceChoice
+    capture: Capture
+    source: Source
+    # None: no certificate can be had; only what needs none works.
+    authority: Authority | None
+    dataplane: DataplaneProcess
+    servers: Servers
+    log: Log
+    limits: Limits
+    # What is odd but no mistake; logged at start.
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,212 @@
+"""Flags, environment and file become slices; every mistake is told at once, with its place."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import config, settings
+from agent.errors import ConfigErrors
+from agent.settings import SETTINGS, Listen
+
+ENOUGH = {
+    "node": "n1",
+    "pods": "file:/etc/pods.yaml",
+    "xds_address": "https://cp:15012",
+    "xds_root": "/etc/root.pem",
+    "dataplane_bin": sys.executable,
+    "dataplane_cgroup_parent": "none",
+}
+
+
+def load(
+    environ: dict[str, str] | None = None, file: Path | None = None, **options: object
+) -> config.Config:
+    return config.load(ENOUGH | options, environ or {}, file)
+
+
+def mistakes(
+    environ: dict[str, str] | None = None, file: Path | None = None, **options: object
+) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(environ, file, **options)
+    return caught.value.mistakes
+
+
+def test_defaults_are_those_of_the_facts() -> None:
+    loaded = load()
+    assert loaded.servers.stats == Listen("", 15020)
+    assert loaded.servers.ready == Listen("", 15021)
+    assert (loaded.capture.ports.outbound, loaded.capture.ports.inbound_hbone) == (15001, 15008)
+    assert loaded.dataplane.drain_deadline == timedelta(seconds=5)
+    assert loaded.node.trust_domain == "cluster.local"
+    assert loaded.paths.admin_socket == Path("/run/underpass/n1/admin.sock")
+
+
+def test_flag_wins_over_environment_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("network: from-file\ncluster-id: from-file\ntrust_domain: from-file\n")
+    environ = {"UNDERPASS_NETWORK": "from-env", "UNDERPASS_CLUSTER_ID": "from-env"}
+    loaded = load(environ, file, network="from-flag")
+    assert loaded.node.network == "from-flag"
+    assert loaded.node.cluster_id == "from-env"
+    assert loaded.node.trust_domain == "from-file"
+
+
+def test_all_mistakes_of_all_places_come_together(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("limits: {connect-timeout: 5}\nxds: {adress: x}\nstats: {address: 15020}\n")
+    found = mistakes(
+        {"UNDERPASS_XDS_ADDRESS": "http://cp", "UNDERPASS_IPV6": "maybe"},
+        file,
+        xds_address=None,
+        node="Not_A_Node",
+        pods="zds:/x",
+        ports_outbound="70000",
+    )
+    text = "\n".join(found)
+    for place in (
+        f"{file}: limits.connect-timeout: '5': not a duration",
+        f"{file}: xds.adress: unknown setting",
+        f"{file}: stats.address: '15020': not an address",
+        "UNDERPASS_XDS_ADDRESS: 'http://cp': only https",
+        "UNDERPASS_IPV6: 'maybe': write true or false",
+        "--node: 'Not_A_Node': not a node name",
+        "--pods: 'zds:/x': unknown pod source 'zds'",
+        "--ports-outbound: '70000': must be from 1 to 65535",
+    ):
+        assert place in text
+    assert len(found) == 8
+
+
+def test_without_anything_the_needed_settings_are_named() -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        config.load({}, {"PATH": "/nowhere"}, None)
+    text = "\n".join(caught.value.mistakes)
+    assert "pods (--pods, UNDERPASS_PODS): is needed" in text
+    assert "xds.address (--xds-address, UNDERPASS_XDS_ADDRESS): a control plane is needed" in text
+
+
+def test_control_plane_and_local_file_exclude_each_other() -> None:
+    assert ["either a control plane" in text for text in mistakes(xds_file="/x.yaml")] == [True]
+
+
+def test_local_file_alone_needs_no_control_plane_and_has_no_authority() -> None:
+    loaded = load(xds_address=None, xds_root=None, xds_file="/x.yaml")
+    assert loaded.source.file == Path("/x.yaml")
+    assert loaded.authority is None
+
+
+def test_authority_is_the_control_plane_unless_told_otherwise() -> None:
+    loaded = load(xds_token="/token", ca_address="ca:443")
+    assert loaded.authority is not None
+    assert loaded.authority.endpoint.address == "ca:443"
+    assert loaded.authority.endpoint.root == "/etc/root.pem"
+    assert loaded.authority.endpoint.token == Path("/token")
+
+
+def test_given_socket_needs_no_binary() -> None:
+    loaded = load(dataplane_bin=None, dataplane_socket="/run/dp.sock")
+    assert loaded.dataplane.socket == Path("/run/dp.sock")
+    assert loaded.dataplane.binary is None
+
+
+def test_binary_that_is_none_is_a_mistake() -> None:
+    assert mistakes(dataplane_bin="/nonexistent/dp") == [
+        "--dataplane-bin: /nonexistent/dp: no such program"
+    ]
+
+
+def test_run_dir_too_long_for_a_socket_is_told_before_bind_fails() -> None:
+    (found,) = mistakes(run_dir="/" + "x" * 100)
+    assert found.startswith("--run-dir: too long by")
+
+
+def test_unreadable_and_unparsable_files_are_mistakes(tmp_path: Path) -> None:
+    assert mistakes(file=tmp_path / "absent.yaml")[0].endswith("No such file or directory")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    assert "not YAML" in mistakes(file=broken)[0]
+    broken.write_text("- a")
+    assert "a mapping of settings is wanted" in mistakes(file=broken)[0]
+
+
+def test_foreign_environment_is_only_a_warning() -> None:
+    loaded = load({"UNDERPASS_SERVICE_HOST": "10.0.0.1"})
+    assert any("UNDERPASS_SERVICE_HOST" in text for text in loaded.warnings)
+
+
+def test_cgroup2_is_found_in_the_mount_table_wherever_it_is() -> None:
+    table = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
+    assert config.cgroup2_mount(lambda: table) == Path("/sys/fs/cgroup/unified")
+    assert config.cgroup2_mount(lambda: "proc /proc proc rw 0 0\n") is None
+
+
+@pytest.mark.skipif(config.cgroup2_mount() is None, reason="no cgroup2 is mounted here")
+def test_cgroup_leaf_lies_below_the_mount_by_default() -> None:
+    mount = config.cgroup2_mount()
+    assert mount is not None
+    assert load(dataplane_cgroup_parent=None).dataplane.cgroup_parent == mount / "underpass" / "n1"
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ("127.0.0.1:80", Listen("127.0.0.1", 80)),
+        ("[::1]:80", Listen("::1", 80)),
+        (":0", Listen("", 0)),
+        ("off", None),
+        (False, None),
+    ],
+)
+def test_listen_addresses(raw: object, wanted: Listen | None) -> None:
+    assert settings.listen(raw) == wanted
+
+
+@pytest.mark.parametrize("raw", ["::1:80", "80", "[::1]", "host:", "host:x"])
+def test_listen_addresses_refused(raw: str) -> None:
+    with pytest.raises(settings.Mistake):
+        settings.listen(raw)
+
+
+def test_headers_are_the_same_from_all_three_places(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("xds: {headers: {a: '1', b: '2'}}\n")
+    by_file = load(file=file)
+    by_env = load({"UNDERPASS_XDS_HEADERS": "a=1,b=2"})
+    by_flag = load(xds_headers=("a=1", "b=2"))
+    assert by_file.source == by_env.source == by_flag.source
+
+
+def test_names_of_settings_are_unique_in_every_place() -> None:
+    for names in (
+        [setting.option for setting in SETTINGS],
+        [setting.env for setting in SETTINGS],
+    ):
+        assert len(names) == len(set(names))
+
+
+def test_slices_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load().node.name = "other"  # type: ignore[misc]
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            setting.env: st.text(st.characters(exclude_characters="\x00"), max_size=20)
+            for setting in SETTINGS
+        },
+    )
+)
+def test_no_environment_does_worse_than_mistakes(environ: dict[str, str]) -> None:
+    # `pods` is missing in most cases, so a value that loads is the exception, never a traceback.
+    with contextlib.suppress(ConfigErrors):
+        config.load({}, environ | {"PATH": os.defpath}, None)
