@@ -1,0 +1,53 @@
+//! Connections that leave from inside a pod's namespace.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use socket2::{Domain, Socket};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{Netns, sockopt};
+use crate::config::{Config, canonical};
+
+impl Netns {
+    /// Connects from inside the namespace: TCP_NODELAY, keepalive, the data plane's mark. With
+    /// `source` the socket is transparent and bound to that address (facts ztunnel 1.2, 1.3); where
+    /// that can't be had, the connection fails instead of showing another address to the
+    /// application. Has no time limit of its own.
+    pub async fn connect(
+        self: &Arc<Self>,
+        config: &Config,
+        dst: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> io::Result<TcpStream> {
+        let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
+        let socket = self.enter(|| sockopt::tcp(Domain::for_address(dst)))??;
+        socket.set_mark(config.mark)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&sockopt::keepalive())?;
+        if let Some(source) = source {
+            spoof(&socket, canonical(source), dst).map_err(|error| {
+                let text = format!("can't connect to {dst} as {source}: {error}");
+                io::Error::new(error.kind(), text)
+            })?;
+        }
+        TcpSocket::from_std_stream(socket.into()).connect(dst).await
+    }
+}
+
+fn spoof(socket: &Socket, source: IpAddr, dst: SocketAddr) -> io::Result<()> {
+    if source.is_ipv4() != dst.is_ipv4() {
+        let text = "the client's address is of the other IP family";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    if source.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    }
+    sockopt::bind_address_no_port(socket)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
+}

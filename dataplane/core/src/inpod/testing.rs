@@ -1,0 +1,74 @@
+//! Real network namespaces for tests. Each test owns its names; a namespace goes with its value.
+
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::config::Config;
+use crate::inpod::Netns;
+use crate::wire::control as pb;
+
+/// A namespace with `lo` up, `10.99.0.1` and `fd99::1` on it.
+pub(crate) struct TestNetns {
+    pub name: String,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl TestNetns {
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("up-control-{}-{number}", std::process::id());
+        run("ip", &["netns", "add", &name]);
+        let it = Self { name };
+        it.ip("link set lo up");
+        it.ip("addr add 10.99.0.1/32 dev lo");
+        it.ip("addr add fd99::1/128 dev lo nodad");
+        it
+    }
+
+    pub fn ip(&self, args: &str) {
+        let mut all = vec!["-n", &self.name];
+        all.extend(args.split(' '));
+        run("ip", &all);
+    }
+
+    pub fn nft(&self, rules: &str) {
+        let net = format!("--net=/run/netns/{}", self.name);
+        run("nsenter", &[&net, "nft", rules]);
+    }
+
+    pub fn fd(&self) -> OwnedFd {
+        let path = format!("/run/netns/{}", self.name);
+        std::fs::File::open(path).expect("made in new()").into()
+    }
+
+    pub fn open(&self) -> Netns {
+        Netns::new(self.fd()).expect("a network namespace")
+    }
+}
+
+impl Drop for TestNetns {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+pub(crate) fn config() -> Config {
+    let raw = pb::InstanceConfig {
+        node: "up-control-node".into(),
+        ..Default::default()
+    };
+    Config::parse(&raw).expect("the node is named")
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .expect("is installed");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {text}");
+}
