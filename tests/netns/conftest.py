@@ -1,0 +1,78 @@
+"""Meshes for tests: every test module builds its own world, and a crashed run's is swept away."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from agent.cli.demo.mesh import Mesh
+from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
+from agent.cli.demo.world import FOLDER, PREFIX, World, down
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root these tests can't run: skipped at a desk, failed in CI (design section 9)."""
+    if os.geteuid() == 0 or os.environ.get("CI"):
+        return
+    for item in items:
+        if "netns" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason="needs root for network namespaces"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sweep_crashed_runs() -> None:
+    """Prefixes are `t<pid>x<n>`; those whose process is gone belong to nobody."""
+    prefixes = set()
+    for path in FOLDER.glob(f"{PREFIX}-t*"):
+        if found := re.match(rf"{PREFIX}-(t(\d+)x\d+)-", path.name):
+            prefix, pid = found.groups()
+            if not os.path.exists(f"/proc/{pid}"):
+                prefixes.add(prefix)
+    for prefix in prefixes:
+        down(prefix)
+
+
+@pytest.fixture(scope="session")
+def new_prefix() -> Callable[[], str]:
+    return lambda: f"t{os.getpid()}x{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def world(new_prefix: Callable[[], str]) -> Iterator[World]:
+    made = World(new_prefix())
+    made.up()
+    yield made
+    made.down()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """Two nodes without pods; processes are started by `shop` or by the test."""
+    folder = tmp_path_factory.mktemp("mesh")
+    made = Mesh(world, folder, folder / "run", agent_options=("--log-filter=info",))
+    made.prepare()
+    yield made
+    world.down()
+    for process in made.processes.values():
+        await process.wait()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shop(mesh: Mesh) -> Shop:
+    """The demo's six pods with servers on api (nginx), db and cart (echo), all captured."""
+    made = build(mesh)
+    await serve_http(mesh, made.api)
+    for pod in (made.db, made.cart):
+        await serve_echo(mesh, pod)
+    await mesh.start()
+    return made
