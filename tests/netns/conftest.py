@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.mesh import Mesh
+from agent.cli.demo.netns import FOLDER
 from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
-from agent.cli.demo.world import FOLDER, PREFIX, World, down
+from agent.cli.demo.world import PREFIX, World, down
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +35,22 @@ async def dataplane_pid(mesh: Mesh, node: Node) -> int:
     return pid
 
 
+def run_in(namespace: str, *command: str) -> str:
+    """A command's output inside a namespace; a failing one gives what it printed before."""
+    enter = ["nsenter", f"--net=/run/netns/{namespace}", *command]
+    return subprocess.run(enter, capture_output=True, text=True, check=False).stdout
+
+
 def rules_of(namespace: str) -> str:
     """Everything capture leaves in a namespace: rule set, policy rules, table 100."""
     commands = (
-        ["nft", "list", "ruleset"],
-        ["ip", "rule", "list", "fwmark", "0x111/0xfff"],
-        ["ip", "-6", "rule", "list", "fwmark", "0x111/0xfff"],
-        ["ip", "route", "list", "table", "100"],
-        ["ip", "-6", "route", "list", "table", "100"],
+        "nft list ruleset",
+        "ip rule list fwmark 0x111/0xfff",
+        "ip -6 rule list fwmark 0x111/0xfff",
+        "ip route list table 100",
+        "ip -6 route list table 100",
     )
-    enter = ["nsenter", f"--net=/run/netns/{namespace}"]
-    return "".join(
-        subprocess.run([*enter, *command], capture_output=True, text=True, check=False).stdout
-        for command in commands
-    )
+    return "".join(run_in(namespace, *command.split()) for command in commands)
 
 
 async def test_killed_agent_touches_no_connection(mesh: Mesh, shop: Shop) -> None:
@@ -125,12 +128,13 @@ def cgroup_of(node: Node) -> Path:
 
 
 async def test_removed_rules_are_put_back(mesh: Mesh, shop: Shop) -> None:
-    enter = ["nsenter", f"--net={shop.web.sandbox.path}"]
-    subprocess.run([*enter, "nft", "flush", "ruleset"], check=True)
-    subprocess.run([*enter, "ip", "rule", "del", "fwmark", "0x111/0xfff"], check=True)
+    namespace = shop.web.sandbox.namespace
+    run_in(namespace, "nft", "flush", "ruleset")
+    run_in(namespace, "ip", "rule", "del", "fwmark", "0x111/0xfff")
+    assert "15001" not in rules_of(namespace)
 
     def back() -> bool:
-        text = rules_of(shop.web.sandbox.namespace)
+        text = rules_of(namespace)
         return "15001" in text and "15006" in text and text.count("lookup 100") == 2
 
     await mesh.until("the rules to be back", back, seconds=30)
@@ -155,12 +159,7 @@ async def test_pod_comes_and_goes_without_residue(mesh: Mesh, shop: Shop) -> Non
             await mesh.settled()
             await mesh.until("no rules", lambda: rules_of(pod.sandbox.namespace) == empty)
             assert await talk.ended(15)
-        listeners = subprocess.run(
-            ["nsenter", f"--net={pod.sandbox.path}", "ss", "-Htln"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        listeners = run_in(pod.sandbox.namespace, "ss", "-Htln")
         assert not any(f":{port} " in listeners for port in (15001, 15006, 15008)), listeners
     mesh.world.remove_pod(pod.sandbox)
 
@@ -175,7 +174,7 @@ async def test_new_pod_reusing_an_address_is_not_taken_for_the_old_one(
         await serve_echo(mesh, pod)
         mesh.add(pod)
         await mesh.settled()
-        await mesh.until(f"{name} answers", lambda pod=pod: greets(shop.web, pod), name)
+        await mesh.until(f"{name} answers", partial(greets, shop.web, pod), name)
         async with Conversation(shop.web, sandbox.ipv4, ECHO_PORT) as talk:
             assert talk.greeting.startswith(f"{name} sees")
             rows = await mesh.admin(mesh.world.nodes[0], "connections")

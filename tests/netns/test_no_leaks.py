@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from agent.cli.demo.shop import ECHO_PORT
 if TYPE_CHECKING:
     from agent.cli.demo.mesh import Mesh
     from agent.cli.demo.shop import Shop
+    from agent.cli.demo.world import Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -58,7 +60,7 @@ async def test_ten_thousand_connections_leak_nothing(mesh: Mesh, shop: Shop) -> 
     for pid, (fds, memory) in zip(pids, before, strict=True):
         await mesh.until(
             f"descriptors of {pid} back to {fds}",
-            lambda pid=pid, fds=fds: descriptors(pid) <= fds + 4,
+            partial(lambda pid, fds: descriptors(pid) <= fds + 4, pid, fds),
         )
         # 10 000 leaked connections of 1 kB would show; arenas breathe by a few hundred kB.
         assert resident_kb(pid) < memory + 8192
@@ -67,7 +69,7 @@ async def test_ten_thousand_connections_leak_nothing(mesh: Mesh, shop: Shop) -> 
 async def quiet(mesh: Mesh) -> None:
     for node in mesh.world.nodes:
 
-        async def ended(node=node) -> bool:  # type: ignore[no-untyped-def]
-            return await mesh.admin(node, "connections") == []
+        async def ended(node: Node = node) -> bool:
+            return not await mesh.admin(node, "connections")
 
         await mesh.until("all connections to end", ended)

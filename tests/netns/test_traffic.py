@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from agent.cli.demo.manifests import Pod
     from agent.cli.demo.mesh import Mesh
     from agent.cli.demo.shop import Shop
+    from agent.cli.demo.world import Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -197,7 +199,7 @@ async def test_both_reporters_log_and_count_with_identities(mesh: Mesh, shop: Sh
         )
         await mesh.until(
             f"the access log of {node.name}",
-            lambda log=mesh.log(node.name), needles=needles: bool(access_lines(log, *needles)),
+            partial(logged, mesh, node, *needles),
         )
         text = inside(node.namespace, lambda: metrics("127.0.0.1", 15020))
         labels = (
@@ -218,6 +220,10 @@ async def test_both_reporters_log_and_count_with_identities(mesh: Mesh, shop: Sh
                 if line.startswith(family + "{") and all(label in line for label in labels)
             ]
             assert sum(float(line.rpartition(" ")[2]) for line in lines) >= least, family
+
+
+def logged(mesh: Mesh, node: Node, *needles: str) -> bool:
+    return bool(access_lines(mesh.log(node.name), *needles))
 
 
 def metrics(host: str, port: int) -> str:
