@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0 or os.environ.get("CI"):
         return
     for item in items:
-        if "netns" in item.path.parts:
+        if {"netns", "interop"} & set(item.path.parts):
             item.add_marker(pytest.mark.skip(reason="needs root for network namespaces"))
 
 
