@@ -1,0 +1,196 @@
+"""Keeps the data plane supplied with certificates for the identities of its pods.
+
+One fetch is: CSR from the data plane, signature from the CA, check, install. Who is fetched when
+is decided in `entry`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from agent.identity.answer import check_answer, check_identity
+from agent.identity.ca import CaClient, CaConfig, CaError
+from agent.identity.entry import RETRY, Entry, Priority
+from agent.identity.status import IdentityStatus
+from agent.xds.backoff import Backoff
+from proto.gen import control_pb2
+
+# facts ztunnel 8.3
+IN_FLIGHT = 8
+# The clock may be set; due times are looked at again at least this often.
+LOOK_AGAIN = 30.0
+
+log = logging.getLogger("underpass.identity")
+
+
+class CertificateTarget(Protocol):
+    """The data plane, as the keeper of keys and certificates."""
+
+    async def new_csr(self, identity: str) -> str: ...
+
+    async def install_certificate(
+        self, identity: str, chain: Sequence[str], roots: Sequence[str]
+    ) -> control_pb2.CertificateStatus: ...
+
+    async def fail_certificate(self, identity: str, text: str) -> None: ...
+
+
+class IdentityManager:
+    """Call `attach`, `detach`, `wanted` and `forgotten` from the loop that `run` runs in."""
+
+    def __init__(
+        self,
+        config: CaConfig,
+        trust_domain: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        retry: Backoff = RETRY,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._trust_domain = trust_domain
+        self._ca = CaClient(config)
+        self._clock = clock
+        self._retry = retry
+        self._rng = rng or random.Random()
+        self._target: CertificateTarget | None = None
+        self._entries: dict[str, Entry] = {}
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    def attach(
+        self, target: CertificateTarget, certificates: Sequence[control_pb2.CertificateStatus]
+    ) -> None:
+        """A (new) data plane and what it holds; whatever it lacks is fetched anew for it."""
+        self.detach()
+        self._target = target
+        now = self._clock()
+        held = {entry.identity: entry for entry in certificates}
+        for identity in held.keys() - self._entries.keys():
+            self._entries[identity] = Entry(identity, Priority.PREFETCH, now)
+        for identity, entry in self._entries.items():
+            found = held.get(identity)
+            if found is None or not found.not_after:
+                entry.forget_certificate(now)
+            elif found.serial != entry.serial:
+                entry.succeed(found.not_before, found.not_after, found.serial, now, self._rng)
+        self._changed.set()
+
+    def detach(self) -> None:
+        """The data plane is gone; attempts for it end, nothing new starts."""
+        self._target = None
+        for identity in list(self._fetches):
+            self._interrupt(identity)
+
+    def wanted(self, identity: str, *, connection: bool) -> None:
+        """The data plane lacks this certificate; `connection` when somebody waits for it."""
+        now = self._clock()
+        priority = Priority.CONNECTION if connection else Priority.PREFETCH
+        if identity in self._entries:
+            self._entries[identity].ask(priority, now)
+        else:
+            self._entries[identity] = Entry(identity, priority, now)
+        self._changed.set()
+
+    def forgotten(self, identity: str) -> None:
+        """No pod here has this identity any more."""
+        self._interrupt(identity)
+        self._entries.pop(identity, None)
+
+    def status(self) -> list[IdentityStatus]:
+        now = self._clock()
+        return [self._entries[identity].status(now) for identity in sorted(self._entries)]
+
+    async def run(self) -> None:
+        """Fetches what is due, for ever. Ends only by cancellation."""
+        try:
+            while True:
+                self._changed.clear()
+                self._start_due()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), self._pause())
+        finally:
+            running = list(self._fetches.values())
+            self.detach()
+            await asyncio.gather(*running, return_exceptions=True)
+            await self._ca.close()
+
+    def _start_due(self) -> None:
+        if self._target is None:
+            return
+        now = self._clock()
+        due = [entry for entry in self._entries.values() if not entry.fetching and entry.due <= now]
+        due.sort(key=lambda entry: (entry.priority, entry.due))
+        for entry in due[: IN_FLIGHT - len(self._fetches)]:
+            entry.start(now)
+            task = asyncio.create_task(self._fetch(self._target, entry))
+            self._fetches[entry.identity] = task
+
+    def _pause(self) -> float:
+        """Seconds until something is due; a finished fetch wakes the loop by itself."""
+        if self._target is None or len(self._fetches) >= IN_FLIGHT:
+            return LOOK_AGAIN
+        now = self._clock()
+        waits = [entry.due - now for entry in self._entries.values() if not entry.fetching]
+        return max(min([LOOK_AGAIN, *waits]), 0.0)
+
+    def _interrupt(self, identity: str) -> None:
+        task = self._fetches.pop(identity, None)
+        if task is not None:
+            task.cancel()
+            self._entries[identity].interrupt(self._clock())
+
+    async def _fetch(self, target: CertificateTarget, entry: Entry) -> None:
+        """One attempt, and what follows from its end."""
+        identity = entry.identity
+        try:
+            installed = await self._obtain(target, identity)
+        except Exception as error:
+            if not self._ended(identity):
+                return
+            text = str(error) or type(error).__name__
+            entry.fail(text, self._clock(), self._retry)
+            log.warning("certificate failed identity=%s error=%r", identity, text)
+            await _tell(target, identity, text)
+        else:
+            if not self._ended(identity):
+                return
+            now = self._clock()
+            entry.succeed(
+                installed.not_before, installed.not_after, installed.serial, now, self._rng
+            )
+            log.info("certificate installed identity=%s serial=%s", identity, installed.serial)
+
+    def _ended(self, identity: str) -> bool:
+        """Takes the running attempt out of the fetches. False: it was interrupted meanwhile."""
+        if self._fetches.get(identity) is not asyncio.current_task():
+            return False
+        del self._fetches[identity]
+        self._changed.set()
+        return True
+
+    async def _obtain(
+        self, target: CertificateTarget, identity: str
+    ) -> control_pb2.CertificateStatus:
+        """Raises CaError, or what the data plane raised."""
+        check_identity(identity, self._trust_domain)
+        csr = await target.new_csr(identity)
+        answer = await self._ca.create(csr, identity)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        issued = check_answer(answer, identity, self._trust_domain, now)
+        status = await target.install_certificate(identity, issued.chain, issued.roots)
+        if not status.not_after:
+            raise CaError(f"{identity}: the data plane didn't take the certificate")
+        return status
+
+
+async def _tell(target: CertificateTarget, identity: str, text: str) -> None:
+    """Wakes those who wait in the data plane; if it is gone, so are they."""
+    try:
+        await target.fail_certificate(identity, text)
+    except Exception as error:
+        log.debug("failure not delivered identity=%s error=%r", identity, str(error))

@@ -1,0 +1,70 @@
+"""What a configuration source needs of the data plane, and how one is attached to it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from proto.gen import control_pb2
+
+
+class ApplyTarget(Protocol):
+    """The data plane, as a taker of configuration. Failures are exceptions with a `code`."""
+
+    async def apply(self, response: bytes) -> control_pb2.ApplyReply:
+        """Takes one serialised delta response; rejected resources are in the reply."""
+        ...
+
+    async def types(self) -> Sequence[control_pb2.TypeState]:
+        """What the data plane holds now (Hello's answer, asked anew)."""
+        ...
+
+
+class Attachment:
+    """One data plane for as long as it is the current one."""
+
+    def __init__(self, target: ApplyTarget, types: Sequence[control_pb2.TypeState]) -> None:
+        self.target = target
+        # Set when another one takes its place or it is detached.
+        self.gone = asyncio.Event()
+        self._known: Sequence[control_pb2.TypeState] | None = types
+
+    async def take_types(self) -> Sequence[control_pb2.TypeState]:
+        """What is held: as told at attaching for the first asker, asked anew after that.
+
+        Kept nowhere in the agent: names and versions of a large mesh take tens of megabytes.
+        """
+        known, self._known = self._known, None
+        return await self.target.types() if known is None else known
+
+
+class AttachPoint:
+    """Where data planes come and go; `current` waits for one."""
+
+    def __init__(self) -> None:
+        self._attachment: Attachment | None = None
+        self._changed = asyncio.Event()
+
+    def attach(self, target: ApplyTarget, types: Sequence[control_pb2.TypeState]) -> None:
+        self.detach()
+        self._attachment = Attachment(target, types)
+        self._changed.set()
+
+    def detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.gone.set()
+        self._attachment = None
+        self._changed.clear()
+
+    @property
+    def attached(self) -> bool:
+        return self._attachment is not None
+
+    async def current(self) -> Attachment:
+        while self._attachment is None:
+            await self._changed.wait()
+        return self._attachment
+
+
+def is_invalid(error: Exception) -> bool:
+    """The data plane could make nothing of the response; sending it again won't help."""
+    return str(getattr(error, "code", "")).upper() == "INVALID"
