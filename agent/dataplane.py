@@ -234,6 +234,14 @@ class Dataplane:
         body = control_pb2.Apply(response=response)
         return (await self._ask("apply", body, within=APPLY_TIMEOUT)).apply
 
+    async def types(self) -> list[control_pb2.TypeState]:
+        """What it holds now. Only Hello tells that, once a connection, so this takes another."""
+        observer = await Dataplane.connect(self.path, role="observer")
+        try:
+            return list(observer.hello.types)
+        finally:
+            await observer.close()
+
     async def new_csr(self, identity: str) -> str:
         return (await self._ask("new_csr", control_pb2.NewCsr(identity=identity))).new_csr.csr
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import grpc
 
+from agent.errors import AgentError
 from agent.xds import faults
 from agent.xds.channel import open_channel
 from agent.xds.endpoint import ControlPlaneError, Endpoint
@@ -16,8 +17,10 @@ from proto.gen import citadel_pb2
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
 
-class CaError(Exception):
+class CaError(AgentError):
     """No certificate was obtained; the text names the CA, the cause and what to do."""
+
+    retryable = True
 
 
 @dataclass(frozen=True, kw_only=True)

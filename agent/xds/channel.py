@@ -36,5 +36,4 @@ def open_channel(endpoint: Endpoint, *, alt_name: bool = False) -> grpc.aio.Chan
     ]
     if alt_name and endpoint.alt_hostname:
         options.append(("grpc.ssl_target_name_override", endpoint.alt_hostname))
-        options.append(("grpc.default_authority", target))
     return grpc.aio.secure_channel(target, credentials, options=options)

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import grpc
 
+from agent.dataplane import InvalidRequest
+from agent.errors import AgentError
 from agent.xds import faults, requests, wire
 from agent.xds.backoff import Backoff
 from agent.xds.channel import open_channel
@@ -22,7 +24,7 @@ from agent.xds.node import NodeInfo
 from agent.xds.progress import Progress
 from agent.xds.resync import Resync
 from agent.xds.status import XdsStatus
-from agent.xds.target import ApplyTarget, Attachment, AttachPoint, is_invalid
+from agent.xds.target import ApplyTarget, Attachment, AttachPoint
 from agent.xds.types import TYPES
 from proto.gen import control_pb2, discovery_pb2
 
@@ -122,7 +124,11 @@ class XdsClient:
                 self._without_versions = True
             node = self._config.node.node_name
             return ControlPlaneError(faults.describe(error, self._config, node=node, what="xDS"))
+        except AgentError as error:
+            return error
         except Exception as error:
+            # A defect here must not end the agent: the data plane serves with what it knows.
+            log.exception("stream failed unexpectedly")
             return error
 
 
@@ -176,9 +182,7 @@ class _Session:
         response = self._resync.complete(response)
         try:
             reply = await self._attached.target.apply(response)
-        except Exception as error:
-            if not is_invalid(error):
-                raise
+        except InvalidRequest as error:
             found = wire.header(response)
             log.error("response refused type=%s error=%r", found.type_url, str(error))
             if not found.nonce:

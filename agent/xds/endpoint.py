@@ -12,12 +12,16 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from agent.errors import AgentError
+
 DEFAULT_PORT = 15012
 SYSTEM_ROOTS = "SYSTEM"
 
 
-class ControlPlaneError(Exception):
+class ControlPlaneError(AgentError):
     """The control plane can't be used; the text names the address and what to do."""
+
+    retryable = True
 
 
 @dataclass(frozen=True, kw_only=True)

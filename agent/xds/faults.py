@@ -38,7 +38,7 @@ def describe(error: grpc.aio.AioRpcError, endpoint: Endpoint, *, node: str, what
 
 def is_name_mismatch(error: grpc.aio.AioRpcError) -> bool:
     """The server's certificate is good but carries another name."""
-    return "is not in peer certificate" in (error.details() or "")
+    return _other_name(error.details() or "")
 
 
 def is_too_large(error: grpc.aio.AioRpcError) -> bool:
@@ -48,8 +48,15 @@ def is_too_large(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
+def _other_name(details: str) -> bool:
+    # The second wording is that of older gRPC releases.
+    return "Hostname Verification Check failed" in details or (
+        "is not in peer certificate" in details
+    )
+
+
 def _unavailable(details: str, where: str, endpoint: Endpoint) -> str:
-    if "is not in peer certificate" in details:
+    if _other_name(details):
         return (
             f"{where}: TLS failed: the server's certificate is for another name; use the name it "
             "was issued for or set the alternative hostname"

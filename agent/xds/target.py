@@ -8,10 +8,13 @@ from proto.gen import control_pb2
 
 
 class ApplyTarget(Protocol):
-    """The data plane, as a taker of configuration. Failures are exceptions with a `code`."""
+    """The data plane, as a taker of configuration. Both raise DataplaneError."""
 
     async def apply(self, response: bytes) -> control_pb2.ApplyReply:
-        """Takes one serialised delta response; rejected resources are in the reply."""
+        """Takes one serialised delta response; rejected resources are in the reply.
+
+        Raises InvalidRequest when it can make nothing of the response.
+        """
         ...
 
     async def types(self) -> Sequence[control_pb2.TypeState]:
@@ -63,8 +66,3 @@ class AttachPoint:
         while self._attachment is None:
             await self._changed.wait()
         return self._attachment
-
-
-def is_invalid(error: Exception) -> bool:
-    """The data plane could make nothing of the response; sending it again won't help."""
-    return str(getattr(error, "code", "")).upper() == "INVALID"
