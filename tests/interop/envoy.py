@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from cryptography import x509
@@ -13,6 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf import struct_pb2
 
 from proto.gen import citadel_pb2, citadel_pb2_grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CLIENT_PORT = 10000
 TYPE = "type.googleapis.com/"
@@ -38,7 +40,7 @@ async def certificate(folder: Path, address: str, root: Path, token: str, identi
     metadata["ImpersonatedIdentity"] = identity
     credentials = grpc.ssl_channel_credentials(root.read_bytes())
     async with grpc.aio.secure_channel(address, credentials) as channel:
-        stub = citadel_pb2_grpc.IstioCertificateServiceStub(channel)
+        stub = citadel_pb2_grpc.IstioCertificateServiceStub(channel)  # type: ignore[no-untyped-call]
         answer = await stub.CreateCertificate(
             citadel_pb2.IstioCertificateRequest(
                 csr=csr.public_bytes(serialization.Encoding.PEM).decode(),
