@@ -1,0 +1,59 @@
+"""Names of cgroup2 leaves as nft and the kernel want them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from redirect.base import NotRetryable, RedirectError
+
+# libnftables opens cgroup paths below this folder, whatever is mounted where.
+NFT_ROOT = Path("/sys/fs/cgroup")
+MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True)
+class CgroupMatch:
+    """What stands in a rule: `socket cgroupv2 level <level> "<path>"`."""
+
+    level: int
+    # Relative to NFT_ROOT: "unified/…" on hosts that mount both versions.
+    path: str
+
+
+def mount_point(mountinfo: str) -> Path | None:
+    """Where cgroup2 is mounted below NFT_ROOT; None when nft couldn't name a leaf of it."""
+    for line in mountinfo.splitlines():
+        # mountinfo(5): id parent major:minor root mount-point options optional… - type source …
+        before, separator, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not separator or not after.startswith("cgroup2 ") or len(fields) < 5:
+            continue
+        mounted = Path(fields[4])
+        if mounted == NFT_ROOT or NFT_ROOT in mounted.parents:
+            return mounted
+    return None
+
+
+def match(leaf: Path, mounted: Path) -> CgroupMatch:
+    """Raises NotRetryable for a path that isn't a leaf of this mount or can't be written in nft."""
+    try:
+        level = len(leaf.relative_to(mounted).parts)
+    except ValueError as exc:
+        raise NotRetryable(f"cgroup {leaf} isn't below the cgroup2 mount {mounted}") from exc
+    if level == 0:
+        raise NotRetryable(f"cgroup {leaf} is the root: exempting it would exempt every process")
+    if '"' in str(leaf) or "\n" in str(leaf) or ".." in leaf.parts:
+        raise NotRetryable(f"cgroup {leaf}: the path can't be written in an nftables rule")
+    return CgroupMatch(level, str(leaf.relative_to(NFT_ROOT)))
+
+
+def identify(leaf: Path) -> int:
+    """The kernel's id of the leaf, another one after it was deleted and made again."""
+    try:
+        return leaf.stat().st_ino
+    except OSError as exc:
+        raise RedirectError(
+            f"cgroup {leaf} of the data plane can't be read ({exc.strerror}):"
+            " is the data plane running?"
+        ) from exc

@@ -1,0 +1,200 @@
+"""Capture by nftables: the rules, the routing they need, and the check that both are there."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from redirect import cgroups, nft, readback, routes, ruleset
+from redirect.base import (
+    CaptureConfig,
+    Installed,
+    NotRetryable,
+    Probe,
+    RedirectError,
+    Target,
+)
+from redirect.netns import NetnsThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class NftablesCapture:
+    """Implements `Redirect`.
+
+    State: `_config` (by `reconfigure`), `_scratch` and `_by_cgroup` (found once), `_references`
+    (by `_reference`).
+    """
+
+    name = "nftables"
+
+    def __init__(self, config: CaptureConfig | None = None) -> None:
+        self._config = config or CaptureConfig()
+        self._netns = NetnsThread()
+        # A namespace without interfaces where rules can be tried and read back.
+        self._scratch: int | None = None
+        # Whether rules can match the cgroup of a socket here; None until tried.
+        self._by_cgroup: bool | None = None
+        # What the kernel makes of a rendering, by its text and the ids of the cgroups in it.
+        self._references: dict[tuple[str, tuple[int, ...]], readback.Objects] = {}
+
+    async def probe(self) -> Probe:
+        try:
+            text = ruleset.render(
+                self._config, Target(uid="", name="probe", netns_fd=-1, dns=True), ()
+            )
+            await self._in_scratch(lambda: _try(text))
+            await self._in_scratch(lambda: _try_routes(ipv6=self._config.ipv6))
+            by_cgroup = await self._can_match_cgroups()
+        except RedirectError as exc:
+            return Probe(usable=False, reason=str(exc))
+        except OSError as exc:
+            return Probe(usable=False, reason=f"namespaces can't be used: {exc}")
+        notes = []
+        if not self._config.exempt_cgroups:
+            notes.append(
+                "the data plane has no cgroup of its own: it is exempt by its mark alone,"
+                " which every process with NET_RAW can set"
+            )
+        elif not by_cgroup:
+            notes.append(
+                "nftables can't match cgroups here (kernel 5.13 with nft_socket, and cgroup2"
+                f" mounted below {cgroups.NFT_ROOT}): the data plane is exempt by its mark alone,"
+                " which every process with NET_RAW can set"
+            )
+        return Probe(usable=True, notes=tuple(notes))
+
+    async def install(self, target: Target) -> None:
+        ipv6 = self._config.ipv6
+        text = ruleset.render(self._config, target, await self._exempt())
+
+        def apply() -> None:
+            # Routing first: without it a redirected connection's replies would leave the pod.
+            added = routes.install(ipv6=ipv6)
+            try:
+                nft.run(text)
+            except BaseException:
+                routes.remove(added)
+                raise
+
+        await self._in_pod(target, apply)
+
+    async def verify(self, target: Target) -> tuple[str, ...]:
+        ipv6 = self._config.ipv6
+        try:
+            text = ruleset.render(self._config, target, await self._exempt())
+            wanted = await self._reference(text)
+        except RedirectError as exc:
+            return (str(exc),)
+
+        def look() -> tuple[readback.Objects | None, tuple[str, ...]]:
+            found = nft.read(ruleset.FAMILY, ruleset.TABLE)
+            there = routes.present()
+            return found, tuple(
+                f"{part} is missing" for part in routes.wanted(ipv6=ipv6) if part not in there
+            )
+
+        found, missing_routes = await self._in_pod(target, look)
+        problems = readback.differences(found, wanted)
+        if problems:
+            # nft shows a cgroup by searching for its id, and may now show another path for it.
+            self._references.clear()
+            problems = readback.differences(found, await self._reference(text))
+        return (*problems, *missing_routes)
+
+    async def remove(self, target: Target) -> None:
+        def withdraw() -> None:
+            nft.run(ruleset.delete())
+            routes.remove()
+
+        await self._in_pod(target, withdraw)
+
+    async def list(self, target: Target) -> Installed:
+        def look() -> Installed:
+            found = nft.read(ruleset.FAMILY, ruleset.TABLE, counters=True)
+            return Installed(
+                readback.installed(found), tuple(str(part) for part in routes.present())
+            )
+
+        return await self._in_pod(target, look)
+
+    def reconfigure(self, config: CaptureConfig) -> None:
+        self._config = config
+        self._references.clear()
+
+    async def close(self) -> None:
+        await self._netns.close()
+        if self._scratch is not None:
+            os.close(self._scratch)
+            self._scratch = None
+
+    async def _exempt(self) -> tuple[cgroups.CgroupMatch, ...]:
+        leaves = self._config.exempt_cgroups
+        if not leaves or not await self._can_match_cgroups():
+            return ()
+        mounted = cgroups.mount_point(cgroups.MOUNTINFO.read_text())
+        if mounted is None:
+            raise NotRetryable(f"cgroup2 isn't mounted below {cgroups.NFT_ROOT} any more")
+        return tuple(cgroups.match(leaf, mounted) for leaf in leaves)
+
+    async def _can_match_cgroups(self) -> bool:
+        """Tried with the root of the mount, which needs no leaf to be there yet."""
+        if self._by_cgroup is None:
+            mounted = cgroups.mount_point(cgroups.MOUNTINFO.read_text())
+            if mounted is None:
+                self._by_cgroup = False
+                return False
+            path = mounted.relative_to(cgroups.NFT_ROOT)
+            text = (
+                f"table {ruleset.FAMILY} {ruleset.TABLE} {{\n\tchain probe {{\n"
+                f'\t\tsocket cgroupv2 level 0 "{path}" accept\n\t}}\n}}\n'
+            )
+            try:
+                await self._in_scratch(lambda: _try(text))
+            except RedirectError:
+                self._by_cgroup = False
+            else:
+                self._by_cgroup = True
+        return self._by_cgroup
+
+    async def _reference(self, text: str) -> readback.Objects:
+        """What the kernel makes of this text, with the cgroups as they are now."""
+        leaves = self._config.exempt_cgroups if self._by_cgroup else ()
+        key = (text, tuple(cgroups.identify(leaf) for leaf in leaves))
+        if key not in self._references:
+            self._references[key] = await self._in_scratch(lambda: _try(text))
+        return self._references[key]
+
+    async def _in_scratch(self, job: Callable[[], T]) -> T:
+        if self._scratch is None:
+            self._scratch = await self._netns.create()
+        return await self._netns.run(self._scratch, job, subject="scratch namespace")
+
+    async def _in_pod(self, target: Target, job: Callable[[], T]) -> T:
+        """As NetnsThread.run; errors of the job name the pod."""
+
+        def named() -> T:
+            try:
+                return job()
+            except RedirectError as exc:
+                raise type(exc)(f"{target.name}: {exc}") from exc
+
+        return await self._netns.run(target.netns_fd, named, subject=target.name)
+
+
+def _try(text: str) -> readback.Objects:
+    """Loads the table, reads it back and deletes it."""
+    nft.run(text)
+    try:
+        return nft.read(ruleset.FAMILY, ruleset.TABLE) or []
+    finally:
+        nft.run(ruleset.delete())
+
+
+def _try_routes(*, ipv6: bool) -> None:
+    routes.bring_lo_up()
+    routes.install(ipv6=ipv6)
+    routes.remove()
