@@ -21,7 +21,7 @@ class RedirectError(Exception):
     retryable: ClassVar[bool] = True
 
 
-class NotRetryable(RedirectError):  # noqa: N818 - named after what it tells the caller
+class NotRetryable(RedirectError):
     """Trying again changes nothing until a person or the pod's description does."""
 
     retryable: ClassVar[bool] = False

@@ -12,18 +12,23 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redirect import Target
 from redirect.cgroups import MOUNTINFO, mount_point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and the same number for IPv6
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 DATA_PLANE_MARK = 0x539
+
+TcpSocket = socket.socket  # inside Host the word is a method
 
 _numbers = itertools.count(1)
 
@@ -37,9 +42,9 @@ class Host:
     def address(self, family: int) -> str:
         return self.v4 if family == socket.AF_INET else self.v6
 
-    def socket(self, family: int) -> socket.socket:
+    def socket(self, family: int) -> TcpSocket:
         """A TCP socket in this namespace that gives up after two seconds."""
-        made: list[socket.socket] = []
+        made: list[TcpSocket] = []
 
         def make() -> None:
             with open(f"/run/netns/{self.netns}") as namespace:
@@ -52,7 +57,7 @@ class Host:
         made[0].settimeout(2)
         return made[0]
 
-    def listen(self, family: int, port: int) -> socket.socket:
+    def listen(self, family: int, port: int) -> TcpSocket:
         listener = self.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("" if family == socket.AF_INET else "::", port))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,6 +20,10 @@ from tests.netns.redirect_pods import (
     target,
     world,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 FAMILIES = [pytest.param(socket.AF_INET, id="v4"), pytest.param(socket.AF_INET6, id="v6")]
 OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
@@ -83,9 +86,12 @@ async def test_a_dual_stack_listener_learns_the_ipv4_destination(place: World) -
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_outbound_is_refused_while_nothing_listens(place: World, family: int) -> None:
     await capture(place.pod)
-    with place.remote.listen(family, 8080), place.pod.socket(family) as client:
-        with pytest.raises(ConnectionRefusedError):
-            client.connect((place.remote.address(family), 8080))
+    with (
+        place.remote.listen(family, 8080),
+        place.pod.socket(family) as client,
+        pytest.raises(ConnectionRefusedError),
+    ):
+        client.connect((place.remote.address(family), 8080))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

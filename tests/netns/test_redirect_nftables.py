@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from redirect import CaptureConfig, NetnsGone, NftablesCapture, Ports, RedirectError, Target
 from tests.netns.redirect_pods import World, cgroup_leaf, target, world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -275,10 +279,12 @@ async def test_twenty_pods_are_captured_at_the_same_time(redirect: NftablesCaptu
         await asyncio.gather(*(redirect.install(pod) for pod in pods))
         assert set(await asyncio.gather(*(redirect.verify(pod) for pod in pods))) == {()}
         for place in places:
-            with place.pod.socket(socket.AF_INET) as client:
-                with place.pod.listen(socket.AF_INET, 15001) as proxy:
-                    client.connect((place.remote.v4, 80))
-                    proxy.accept()[0].close()
+            with (
+                place.pod.socket(socket.AF_INET) as client,
+                place.pod.listen(socket.AF_INET, 15001) as proxy,
+            ):
+                client.connect((place.remote.v4, 80))
+                proxy.accept()[0].close()
         await asyncio.gather(*(redirect.remove(pod) for pod in pods))
         for place in places:
             assert place.pod.run("nft", "list", "ruleset").strip() == ""
@@ -309,7 +315,7 @@ async def test_a_pod_that_cannot_be_written_as_rules_is_left_alone(
     redirect: NftablesCapture, pod: Target, place: World
 ) -> None:
     before = routing(place)
-    with pytest.raises(RedirectError, match='virtual interface') as refusal:
+    with pytest.raises(RedirectError, match="virtual interface") as refusal:
         await redirect.install(replace(pod, virtual_interfaces=('x" accept;',)))
     assert not refusal.value.retryable
     assert routing(place) == before
@@ -360,8 +366,6 @@ def _handle(place: World, chain: str, rule: str) -> str:
 
 
 def _without_counts(rule: str) -> str:
-    import re
-
     return re.sub(r"counter packets \d+ bytes \d+", "counter", rule)
 
 
