@@ -3,6 +3,7 @@
 from agent.xds.backoff import Backoff
 from agent.xds.client import ApplyTarget, XdsClient, XdsConfig
 from agent.xds.endpoint import ControlPlaneError, Endpoint
+from agent.xds.local import LocalFile
 from agent.xds.node import NodeInfo
 from agent.xds.status import TypeStatus, XdsStatus
 from agent.xds.types import ADDRESS, AUTHORIZATION, TYPES
@@ -15,6 +16,7 @@ __all__ = [
     "Backoff",
     "ControlPlaneError",
     "Endpoint",
+    "LocalFile",
     "NodeInfo",
     "TypeStatus",
     "XdsClient",

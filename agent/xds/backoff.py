@@ -20,7 +20,8 @@ class Backoff:
 
     def delay(self, failures: int) -> timedelta:
         """The wait after `failures` (1, 2, …) failures in a row, never above the cap."""
-        # 64 doublings overflow no float and are far above any cap.
-        plain = self.start * self.factor ** min(max(failures, 1) - 1, 64)
-        spread = min(plain, self.cap) * self.rng.uniform(1 - self.jitter, 1 + self.jitter)
-        return min(spread, self.cap)
+        # In floats and with a bound on the exponent: an agent may fail for months.
+        cap = self.cap.total_seconds()
+        plain = self.start.total_seconds() * self.factor ** min(max(failures, 1) - 1, 64)
+        spread = min(plain, cap) * self.rng.uniform(1 - self.jitter, 1 + self.jitter)
+        return timedelta(seconds=min(spread, cap))

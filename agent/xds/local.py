@@ -1,0 +1,171 @@
+"""One YAML file as a source of configuration, in place of a control plane.
+
+Watched by polling: it works on every file system and for files swapped by symlink, as mounted
+config maps are.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from agent.errors import AgentError
+from agent.xds.fields import LocalFileError
+from agent.xds.manifest import LocalResource, Resources, parse
+from agent.xds.progress import Progress
+from agent.xds.status import XdsStatus
+from agent.xds.target import ApplyTarget, Attachment, AttachPoint
+from agent.xds.types import TYPES
+from proto.gen import control_pb2, discovery_pb2
+
+# An edit should show before its author has switched windows; a stat costs microseconds.
+POLL = timedelta(milliseconds=250)
+_KEPT = "the last good content stays in force"
+
+log = logging.getLogger("underpass.xds")
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """Tells one content of the file from the next without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+
+class LocalFile:
+    """Feeds the attached data plane what the file says. A bad file changes nothing."""
+
+    def __init__(self, path: Path, *, poll: timedelta = POLL) -> None:
+        self._path = path
+        self._poll = poll.total_seconds()
+        self._point = AttachPoint()
+        self._progress = Progress(str(path))
+        self._stamp: _Stamp | None = None
+        # Last good content; None until there was one.
+        self._resources: Resources | None = None
+        # What is wrong with the file now.
+        self._error = ""
+        self._pushes = 0
+
+    def attach(self, target: ApplyTarget, types: Sequence[control_pb2.TypeState]) -> None:
+        """A (new) data plane and what it holds; it is sent the difference."""
+        self._progress.restored(types)
+        self._point.attach(target, types)
+
+    def detach(self) -> None:
+        self._point.detach()
+
+    def status(self) -> XdsStatus:
+        return self._progress.snapshot(
+            note="" if self._point.attached else "waiting for the data plane"
+        )
+
+    async def run(self) -> None:
+        """For ever. Ends only by cancellation."""
+        while True:
+            attached = await self._point.current()
+            try:
+                await self._feed(attached)
+            except AgentError as error:
+                self._show(str(error))
+                await _pause(attached, self._poll)
+
+    async def _feed(self, attached: Attachment) -> None:
+        """Until this data plane is gone. Raises DataplaneError."""
+        sent = {state.type_url: dict(state.versions) for state in await attached.take_types()}
+        pushed: Resources | None = None
+        while not attached.gone.is_set():
+            await self._read()
+            if self._resources is not None and self._resources is not pushed:
+                for type_url in TYPES:
+                    await self._push(attached.target, type_url, sent.setdefault(type_url, {}))
+                pushed = self._resources
+            if self._error:
+                self._show(self._error)
+            else:
+                self._progress.connected()
+            await _pause(attached, self._poll)
+
+    async def _read(self) -> None:
+        """Takes a changed file in; a bad one leaves what was there and sets the error."""
+        try:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
+                return
+            text = self._path.read_text(encoding="utf-8")
+            # Off the loop: a large file takes seconds.
+            self._resources = await asyncio.to_thread(parse, text, str(self._path))
+        except OSError as error:
+            self._stamp = None
+            self._error = f"{self._path}: {error.strerror}; {_KEPT}"
+        except UnicodeDecodeError:
+            self._stamp = stamp
+            self._error = f"{self._path}: not UTF-8 text; {_KEPT}"
+        except LocalFileError as error:
+            self._stamp = stamp
+            self._error = f"{error}; {_KEPT}"
+        else:
+            self._stamp = stamp
+            self._error = ""
+            log.info("local file read path=%s", self._path)
+
+    async def _push(self, target: ApplyTarget, type_url: str, sent: dict[str, str]) -> None:
+        """Sends the difference to `sent` and records it there, rejected versions too: they
+        needn't be sent again until they change. Always sent the first time, also empty: it marks
+        the type as processed."""
+        assert self._resources is not None  # the caller looked
+        wanted = self._resources[type_url]
+        changed = {
+            name: resource
+            for name, resource in wanted.items()
+            if sent.get(name) != resource.version
+        }
+        removed = sorted(sent.keys() - wanted.keys())
+        processed = self._progress.snapshot().types[type_url].processed
+        if not changed and not removed and processed:
+            return
+        self._pushes += 1
+        response = _response(type_url, str(self._pushes), changed, removed)
+        reply = await target.apply(response)
+        self._progress.applied(response, reply)
+        for rejection in reply.rejected:
+            log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
+        for name in removed:
+            del sent[name]
+        sent.update({name: resource.version for name, resource in changed.items()})
+
+    def _show(self, text: str) -> None:
+        if self._progress.failed(text):
+            log.warning("local file failed error=%r", text)
+
+
+def _response(
+    type_url: str, nonce: str, changed: dict[str, LocalResource], removed: Sequence[str]
+) -> bytes:
+    response = discovery_pb2.DeltaDiscoveryResponse(
+        type_url=type_url, nonce=nonce, removed_resources=removed
+    )
+    for name, resource in changed.items():
+        packed = AnyMessage(type_url=type_url, value=resource.message.SerializeToString())
+        response.resources.add(name=name, version=resource.version, resource=packed)
+    return response.SerializeToString()
+
+
+def _stamp(path: Path) -> _Stamp:
+    found = path.stat()
+    return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+async def _pause(attached: Attachment, seconds: float) -> None:
+    """Sleeps, but not past the end of the attachment."""
+    try:
+        await asyncio.wait_for(attached.gone.wait(), seconds)
+    except TimeoutError:
+        return
