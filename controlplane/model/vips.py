@@ -1,0 +1,63 @@
+"""Stable addresses for services that were given none (facts istio-ambient 6.5)."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from controlplane.sources.fields import Ip
+
+# (v4, v6); None where the family isn't wanted or has no range.
+Assigned = tuple[IPv4Address | None, IPv6Address | None]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    v4: IPv4Network | None
+    v6: IPv6Network | None
+
+
+class RangeFullError(Exception):
+    """No address is left; the text names the range and what to do."""
+
+
+def assign(
+    wanted: Iterable[str],
+    taken: frozenset[Ip],
+    before: Mapping[str, Assigned],
+    ranges: Ranges,
+) -> dict[str, Assigned]:
+    """Addresses for all of `wanted`, and the remembered ones of services that are away.
+
+    A service keeps what it has unless somebody else was given that address by hand. A new one gets
+    the address its name hashes to, or the next free one after it. Raises RangeFullError.
+    """
+    names = sorted(set(wanted))
+    kept: dict[str, Assigned] = {}
+    used: set[Ip] = set(taken)
+    for name, (v4, v6) in sorted(before.items()):
+        good4 = v4 if v4 and ranges.v4 and v4 in ranges.v4 and v4 not in used else None
+        good6 = v6 if v6 and ranges.v6 and v6 in ranges.v6 and v6 not in used else None
+        kept[name] = (good4, good6)
+        used.update(ip for ip in (good4, good6) if ip)
+    for name in names:
+        have4, have6 = kept.get(name, (None, None))
+        if have4 is None and ranges.v4:
+            have4 = ranges.v4[_free(name, ranges.v4, used)]
+        if have6 is None and ranges.v6:
+            have6 = ranges.v6[_free(name, ranges.v6, used)]
+        kept[name] = (have4, have6)
+        used.update(ip for ip in (have4, have6) if ip)
+    return kept
+
+
+def _free(name: str, network: IPv4Network | IPv6Network, used: set[Ip]) -> int:
+    # Neither the first nor the last: some stacks treat them as the network's own.
+    size = network.num_addresses - 2
+    digest = hashlib.sha256(name.encode()).digest()
+    start = int.from_bytes(digest[:8], "big") % size
+    for step in range(min(size, len(used) + 1)):
+        offset = 1 + (start + step) % size
+        if network[offset] not in used:
+            return offset
+    raise RangeFullError(f"{network} has no free address for {name}: give a larger --vip-range")
