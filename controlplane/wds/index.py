@@ -20,6 +20,7 @@ _PREPARED = 64
 class Update:
     """What one type's followers must be sent; encoded once for all that are equally far."""
 
+    nonce: str
     resources: int
     removed: int
     data: bytes
@@ -78,7 +79,7 @@ class Index:
         wanted = [item for name, item in current.items() if known.get(name) != item.version]
         removed = known.keys() - current.keys()
         data = encoding.response(type_url, nonce, wanted, removed)
-        return Update(len(wanted), len(removed), data)
+        return Update(nonce, len(wanted), len(removed), data)
 
     def since(
         self, type_url: str, generation: int, *, upserts: bool = True, removals: bool = True
@@ -110,4 +111,4 @@ class Index:
         part = ("u" if upserts else "") + ("r" if removals else "")
         nonce = f"{generation}-{self.generation}-{part}"
         data = encoding.response(type_url, nonce, resources, removed)
-        return Update(len(resources), len(removed), data)
+        return Update(nonce, len(resources), len(removed), data)
