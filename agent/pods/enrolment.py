@@ -1,0 +1,120 @@
+"""One pod between what is wanted and what is: the facts, and the next step that they ask for."""
+
+import asyncio
+import enum
+import random
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from agent.errors import AgentError
+from agent.pods.netns import NetnsId
+from agent.pods.source import Pod
+
+
+class Step(enum.Enum):
+    """What brings a pod nearer to what is wanted. Each can be repeated."""
+
+    # Towards the mesh.
+    OPEN = "open its network namespace"
+    ADD = "make the data plane listen in it"
+    CAPTURE = "redirect its traffic"
+    VERIFY = "compare its rules"
+    # Away from it: never bare ports that rules still point to.
+    UNCAPTURE = "take its rules away"
+    REMOVE = "take it from the data plane"
+    CLOSE = "close its network namespace"
+    ADOPT = "take over its new description"
+    FORGET = "forget it"
+    # Nothing to do now.
+    REST = "rest"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a step depends on besides the pod."""
+
+    # Of the data plane that pods are to be added to; 0 while there is none.
+    generation: int
+    # The data plane processed a first response of every type.
+    synced: bool
+    # Somebody of ours redirects traffic at all.
+    capturing: bool
+
+
+@dataclass(eq=False)
+class Enrolment:
+    """`wanted` is set by the source; everything else only by the pod's own task."""
+
+    pod: Pod
+    wanted: Pod | None
+    netns_fd: int = -1
+    netns: NetnsId | None = None
+    # The path names another namespace now.
+    moved: bool = False
+    # Generation of the data plane that listens for it; 0 none.
+    added_to: int = 0
+    captured: bool = False
+    # Loop time of the next comparison; 0 at once.
+    verify_at: float = 0.0
+    verified: datetime | None = None
+    repairs: int = 0
+    failures: int = 0
+    error: AgentError | None = None
+    # Loop time before which a failed step isn't tried again; infinite: not by itself.
+    retry_at: float = 0.0
+    # Generation in which adding was last tried, whatever came of it.
+    tried_in: int = 0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def next(self, node: Node, now: float) -> Step:
+        if self.wanted != self.pod or self.moved:
+            return self._leaving(node)
+        if self.netns_fd < 0:
+            return Step.OPEN
+        if not node.generation:
+            return Step.REST
+        if self.added_to != node.generation:
+            return Step.ADD
+        if not node.capturing:
+            return Step.REST
+        if not self.captured:
+            # Not before the proxy can serve it.
+            return Step.CAPTURE if node.synced else Step.REST
+        return Step.VERIFY if now >= self.verify_at else Step.REST
+
+    def _leaving(self, node: Node) -> Step:
+        if self.captured:
+            return Step.UNCAPTURE
+        # Without that data plane nothing can be told; KeepPods tells the next one.
+        if self.added_to and self.added_to == node.generation:
+            return Step.REMOVE
+        if self.netns_fd >= 0:
+            return Step.CLOSE
+        return Step.FORGET if self.wanted is None else Step.ADOPT
+
+    def waiting_for(self, node: Node) -> str:
+        """Why a REST isn't the end of the way; "" when it is."""
+        if not node.generation:
+            return "data plane"
+        if node.capturing and not self.captured and not node.synced:
+            return "control plane"
+        return ""
+
+    def succeeded(self) -> None:
+        self.failures, self.error, self.retry_at = 0, None, 0.0
+
+    def failed(self, error: AgentError, now: float) -> None:
+        self.failures += 1
+        self.error = error
+        self.retry_at = now + retry_delay(self.failures) if error.retryable else float("inf")
+
+    def try_again(self) -> None:
+        """Something changed: a failed step may work now."""
+        self.retry_at = 0.0
+        self.wake.set()
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds. Quick at first, since namespaces and ports appear and go within moments; five
+    seconds at most, so that a repaired pod list is noticed while its author looks on."""
+    return min(0.1 * 2.0 ** min(failures - 1, 10), 5.0) * random.uniform(0.8, 1.2)
