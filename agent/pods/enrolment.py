@@ -71,16 +71,14 @@ class Enrolment:
             return self._leaving(node)
         if self.netns_fd < 0:
             return Step.OPEN
-        if not node.generation:
-            return Step.REST
-        if self.added_to != node.generation:
+        if node.generation and self.added_to != node.generation:
             return Step.ADD
-        if not node.capturing:
-            return Step.REST
-        if not self.captured:
-            # Not before the proxy can serve it.
-            return Step.CAPTURE if node.synced else Step.REST
-        return Step.VERIFY if now >= self.verify_at else Step.REST
+        if self.captured:
+            # Also while no data plane serves: until it is back, refused is better than bare.
+            return Step.VERIFY if now >= self.verify_at else Step.REST
+        # Not before the proxy can serve it.
+        ready = node.generation and node.synced
+        return Step.CAPTURE if node.capturing and ready else Step.REST
 
     def _leaving(self, node: Node) -> Step:
         if self.captured:
@@ -91,14 +89,6 @@ class Enrolment:
         if self.netns_fd >= 0:
             return Step.CLOSE
         return Step.FORGET if self.wanted is None else Step.ADOPT
-
-    def waiting_for(self, node: Node) -> str:
-        """Why a REST isn't the end of the way; "" when it is."""
-        if not node.generation:
-            return "data plane"
-        if node.capturing and not self.captured and not node.synced:
-            return "control plane"
-        return ""
 
     def succeeded(self) -> None:
         self.failures, self.error, self.retry_at = 0, None, 0.0

@@ -210,7 +210,11 @@ class Reconciler:
     @property
     def settled(self) -> bool:
         """The first list came, and each pod on it was verified or has failed once."""
-        if not self._settled.is_set() and self.listed and all(map(self._decided, self._pods.values())):
+        if (
+            not self._settled.is_set()
+            and self.listed
+            and all(map(self._decided, self._pods.values()))
+        ):
             self._settled.set()
         return self._settled.is_set()
 
@@ -338,7 +342,8 @@ class Reconciler:
         if problems:
             enrolment.verified = None
             log.warning(
-                "pod's rules were changed, repairing", extra=_fields(enrolment) | {"found": problems}
+                "pod's rules were changed, repairing",
+                extra=_fields(enrolment) | {"found": problems},
             )
             await redirect.install(target)
             if problems := await redirect.verify(target):
@@ -401,7 +406,8 @@ class Reconciler:
             await dataplane.keep_pods([uid for uid, entry in self._pods.items() if entry.wanted])
             patience = _now() + SYNC_PATIENCE
             while _now() < patience and not all(
-                entry.tried_in == self._generation for entry in self._pods.values()
+                entry.wanted is None or entry.tried_in == self._generation
+                for entry in self._pods.values()
             ):
                 await asyncio.sleep(0.02)
             await dataplane.pods_synced()
@@ -416,17 +422,22 @@ class Reconciler:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        async with self._turns:
-            while not self._going.is_set():
-                await self._going.wait()
-            self._busy += 1
-            self._idle.clear()
-            try:
-                yield
-            finally:
-                self._busy -= 1
-                if self._busy == 0:
-                    self._idle.set()
+        while True:
+            await self._going.wait()
+            await self._turns.acquire()
+            if self._going.is_set():
+                break
+            # Paused meanwhile; what is done during a pause needs the turns.
+            self._turns.release()
+        self._busy += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._turns.release()
+            self._busy -= 1
+            if self._busy == 0:
+                self._idle.set()
 
     def _wake_all(self) -> None:
         for enrolment in self._pods.values():
@@ -478,12 +489,14 @@ class Reconciler:
             return "removing"
         if enrolment.error is not None:
             return "failed"
-        if waiting := enrolment.waiting_for(node):
-            return f"waiting for {waiting}"
+        if not node.generation:
+            return "waiting for data plane"
         if enrolment.added_to != node.generation:
             return "adding"
         if not node.capturing:
             return "not captured"
+        if not enrolment.captured and not node.synced:
+            return "waiting for control plane"
         return "captured" if enrolment.verified is not None else "capturing"
 
 

@@ -1,0 +1,378 @@
+"""Pods between wanted and real: order, faults, repair, and data planes that come and go."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.dataplane import DataplaneError, DataplaneLost, InUse, InvalidRequest
+from agent.errors import NetnsMissing
+from agent.pods.enrolment import Enrolment, Node, Step
+from agent.pods.netns import NetnsId, NetnsPath
+from agent.pods.reconciler import CaptureError, Reconciler
+from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
+from agent.status import PodView
+from proto.gen import control_pb2
+from redirect.base import CaptureConfig, NotRetryable, RedirectError
+from tests.support.eventually import eventually
+from tests.support.fake_redirect import FakeRedirect
+
+
+@dataclass(frozen=True)
+class FakeNetns(NetnsPath):
+    """An ordinary file instead of a namespace."""
+
+    def open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise NetnsMissing(f"{self.path}: no such network namespace") from exc
+
+
+class FakeTarget:
+    """A data plane that remembers its pods and the order of everything."""
+
+    def __init__(self) -> None:
+        self.up: dict[str, int] = {}
+        self.prepared: dict[str, int] = {}
+        self.removed: list[tuple[str, bool]] = []
+        self.kept: list[set[str]] = []
+        self.synced = False
+        self.faults: list[DataplaneError] = []
+        self.hold: asyncio.Event | None = None
+
+    async def add_pod(
+        self,
+        pod: control_pb2.Pod,
+        settings: control_pb2.PodSettings,
+        netns_fd: int,
+        *,
+        prepare_only: bool = False,
+    ) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.faults:
+            raise self.faults.pop(0)
+        (self.prepared if prepare_only else self.up)[pod.uid] = os.fstat(netns_fd).st_ino
+
+    async def remove_pod(self, uid: str, *, drain: bool, deadline: timedelta | None = None) -> None:
+        self.removed.append((uid, drain))
+        self.up.pop(uid, None)
+
+    async def keep_pods(self, uids: Iterable[str]) -> None:
+        self.kept.append(set(uids))
+
+    async def pods_synced(self) -> None:
+        self.synced = True
+
+
+class World:
+    """A reconciler with its source, redirection and data plane."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.redirect = FakeRedirect()
+        self.target = FakeTarget()
+        self.reconciler = Reconciler(self.redirect, verify_interval=timedelta(milliseconds=80))
+        self._events: asyncio.Queue[PodEvent] = asyncio.Queue()
+
+    def pod(self, name: str, *, file: str | None = None) -> Pod:
+        path = self.folder / (file or name)
+        return Pod(f"uid-{name}", name, "shop", "default", FakeNetns(path))
+
+    def netns(self, name: str) -> None:
+        (self.folder / name).write_text(name)
+
+    def tell(self, *events: PodEvent) -> None:
+        for event in events:
+            self._events.put_nowait(event)
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            self.netns(name)
+            self.tell(PodAdded(self.pod(name)))
+
+    def view(self, name: str) -> PodView:
+        return next(view for view in self.reconciler.views() if view.name == name)
+
+    def problem(self, name: str) -> str:
+        return {view.name: view.problem for view in self.reconciler.views()}.get(name, "")
+
+    def states(self) -> dict[str, str]:
+        return {view.name: view.state for view in self.reconciler.views()}
+
+    async def until(self, **states: str) -> None:
+        await eventually(lambda: self.states() == states, what=self.reconciler.views)
+
+    async def events(self) -> AsyncIterator[PodEvent]:
+        while True:
+            yield await self._events.get()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    following = asyncio.create_task(world.reconciler.follow(world.events()))
+    yield world
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await world.reconciler.close()
+
+
+async def test_pod_is_captured_only_once_the_data_plane_knows_the_mesh(world: World) -> None:
+    world.add("a")
+    await world.until(a="waiting for data plane")
+    world.reconciler.attach(world.target, synced=False)
+    await world.until(a="waiting for control plane")
+    assert "uid-a" in world.target.up
+    assert world.redirect.installed == {}
+    world.reconciler.dataplane_synced()
+    await world.until(a="captured")
+    assert world.view("a").verified
+    assert "uid-a" in world.redirect.installed
+
+
+async def test_removal_takes_rules_first_and_drains_a_pod_that_lives_on(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.tell(PodRemoved("uid-a"))
+    await world.until()
+    assert world.redirect.installed == {}
+    assert world.target.removed == [("uid-a", True)]
+
+
+async def test_removal_of_a_dead_pod_waits_for_nobody(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    (world.folder / "a").unlink()
+    world.tell(PodRemoved("uid-a"))
+    await world.until()
+    assert world.target.removed == [("uid-a", False)]
+
+
+async def test_same_uid_with_another_namespace_leaves_the_old_one_before(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.netns("other")
+    world.tell(PodAdded(world.pod("a", file="other")))
+    inode = (world.folder / "other").stat().st_ino
+    await eventually(lambda: world.target.up.get("uid-a") == inode)
+    await world.until(a="captured")
+    assert [uid for uid, _ in world.target.removed] == ["uid-a"]
+    assert world.redirect.calls["remove"] == 1
+
+
+async def test_namespace_made_anew_under_its_path_is_followed(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    (world.folder / "new").write_text("new")
+    (world.folder / "new").rename(world.folder / "a")
+    inode = (world.folder / "a").stat().st_ino
+    await eventually(lambda: world.target.up.get("uid-a") == inode)
+    await world.until(a="captured")
+
+
+async def test_missing_namespace_is_a_problem_of_that_pod_until_it_comes(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.tell(PodAdded(world.pod("late")))
+    world.add("a")
+    await world.until(late="failed", a="captured")
+    assert "no such network namespace" in world.view("late").problem
+    assert world.view("late").remedy
+    world.netns("late")
+    await world.until(late="captured", a="captured")
+    assert world.view("late").problem == ""
+
+
+async def test_two_pods_in_one_namespace_are_refused_for_the_second(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.tell(PodAdded(world.pod("b", file="a")))
+    await world.until(a="captured", b="failed")
+    assert "already the network namespace of shop/a" in world.view("b").problem
+
+
+async def test_removed_rules_are_repaired_and_counted(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.redirect.installed.clear()
+    await eventually(lambda: world.view("a").repairs == 1)
+    assert "uid-a" in world.redirect.installed
+    assert world.reconciler.repairs == 1
+
+
+async def test_rules_are_watched_also_while_no_data_plane_serves(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.reconciler.detach()
+    world.redirect.installed.clear()
+    await eventually(lambda: world.view("a").repairs == 1)
+
+
+async def test_passing_fault_of_the_redirection_is_repeated(world: World) -> None:
+    world.redirect.install_faults["uid-a"] = [RedirectError("nft is busy")]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await eventually(lambda: world.problem("a") == "nft is busy")
+    await world.until(a="captured")
+    assert world.view("a").problem == ""
+
+
+async def test_lasting_fault_is_not_repeated_and_touches_no_other_pod(world: World) -> None:
+    world.redirect.install_faults["uid-a"] = [NotRetryable("nft is missing; install nftables")]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a", "b")
+    await world.until(a="failed", b="captured")
+    installs = world.redirect.calls["install"]
+    await eventually(lambda: world.redirect.calls["verify"] > 3)
+    assert world.redirect.calls["install"] == installs
+    assert world.view("a").problem == "nft is missing; install nftables"
+
+
+async def test_capture_that_can_not_be_proven_is_undone(world: World) -> None:
+    world.redirect.unverifiable.add("uid-a")
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="failed")
+    assert world.redirect.installed == {}
+    assert not world.view("a").captured
+    assert "a rule isn't there" in world.view("a").problem
+
+
+@pytest.mark.parametrize("fault", [InUse("port 15008 is taken"), DataplaneLost("gone")])
+async def test_pod_that_can_not_be_added_is_not_captured_and_tried_again(
+    world: World, fault: DataplaneError
+) -> None:
+    world.target.faults = [fault, fault]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await eventually(lambda: world.problem("a") == str(fault))
+    assert world.redirect.installed == {}
+    await world.until(a="captured")
+
+
+async def test_wrong_request_is_not_repeated_until_the_pod_changes(world: World) -> None:
+    world.target.faults = [InvalidRequest("service_account is empty")]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="failed")
+    world.netns("a2")
+    world.tell(PodAdded(world.pod("a", file="a2")))
+    await world.until(a="captured")
+
+
+async def test_only_a_complete_list_ends_pods_of_an_earlier_agent(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a", "b")
+    await world.until(a="captured", b="captured")
+    assert world.target.kept == []
+    assert not world.target.synced
+    world.tell(PodsSynced())
+    await eventually(lambda: world.target.synced)
+    assert world.target.kept == [{"uid-a", "uid-b"}]
+
+
+async def test_node_is_settled_though_one_pod_of_the_list_fails(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.tell(PodAdded(world.pod("absent")))
+    world.add("a")
+    assert not world.reconciler.settled
+    world.tell(PodsSynced())
+    await eventually(lambda: world.reconciler.settled)
+
+
+async def test_new_data_plane_gets_every_pod_and_rules_stay_meanwhile(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a", "b")
+    world.tell(PodsSynced())
+    await world.until(a="captured", b="captured")
+    world.reconciler.detach()
+    assert set(world.redirect.installed) == {"uid-a", "uid-b"}
+    second = FakeTarget()
+    world.reconciler.attach(second, synced=False)
+    await eventually(lambda: set(second.up) == {"uid-a", "uid-b"})
+    await eventually(lambda: second.kept == [{"uid-a", "uid-b"}])
+    assert world.redirect.calls["remove"] == 0
+
+
+async def test_rules_found_at_start_are_kept_or_updated_before_the_data_plane_listens(
+    world: World,
+) -> None:
+    world.redirect.installed["uid-a"] = CaptureConfig(exempt_cgroups=(Path("/old"),))
+    world.redirect.reconfigure(CaptureConfig(exempt_cgroups=(Path("/new"),)))
+    world.redirect.installed["uid-b"] = world.redirect.config
+    world.target.hold = asyncio.Event()
+    world.reconciler.attach(world.target, synced=False)
+    world.add("a", "b")
+    await eventually(lambda: world.redirect.installed.get("uid-a") == world.redirect.config)
+    assert world.target.up == {}
+    assert world.redirect.calls["install"] == 1
+    world.target.hold.set()
+    await world.until(a="captured", b="captured")
+
+
+async def test_successor_is_prepared_in_a_pause_and_then_has_the_pods(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    successor = FakeTarget()
+    async with world.reconciler.paused():
+        await world.reconciler.prepare(successor)
+        assert set(successor.prepared) == {"uid-a"}
+        world.add("b")
+        await eventually(lambda: "b" in world.states())
+        await asyncio.sleep(0.05)
+        assert set(world.target.up) == {"uid-a"}
+        world.reconciler.switch(successor)
+    await world.until(a="captured", b="captured")
+    assert successor.up.keys() == {"uid-b"}
+    assert world.target.up.keys() == {"uid-a"}
+
+
+async def test_changed_exemption_reaches_every_captured_pod(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add(*(f"p{number}" for number in range(20)))
+    await eventually(lambda: set(world.states().values()) == {"captured"})
+    config = CaptureConfig(exempt_cgroups=(Path("/one"), Path("/two")))
+    await world.reconciler.reconfigure(config)
+    assert set(world.redirect.installed.values()) == {config}
+    world.redirect.install_faults["uid-p3"] = [RedirectError("busy")]
+    with pytest.raises(CaptureError, match="shop/p3: busy"):
+        await world.reconciler.reconfigure(CaptureConfig())
+
+
+async def test_without_capture_the_data_plane_only_listens(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.reconciler = Reconciler(None, verify_interval=timedelta(seconds=1))
+    following = asyncio.create_task(world.reconciler.follow(world.events()))
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    world.tell(PodsSynced())
+    await world.until(a="not captured")
+    await eventually(lambda: world.reconciler.settled)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await world.reconciler.close()
+
+
+def test_leaving_goes_rules_then_data_plane_then_namespace() -> None:
+    pod = Pod("u", "n", "ns", "sa", NetnsPath(Path("/x")))
+    leaving = Enrolment(pod, None, netns_fd=5, netns=NetnsId(1, 1), added_to=3, captured=True)
+    node = Node(generation=3, synced=True, capturing=True)
+    assert leaving.next(node, 0) is Step.UNCAPTURE
+    leaving.captured = False
+    assert leaving.next(node, 0) is Step.REMOVE
+    assert leaving.next(Node(4, True, True), 0) is Step.CLOSE
+    leaving.added_to, leaving.netns_fd = 0, -1
+    assert leaving.next(node, 0) is Step.FORGET
