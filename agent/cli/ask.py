@@ -1,0 +1,194 @@
+"""Questions to a node: to its agent's admin socket, or to the data plane when the agent is away."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.reach import Place, Unreachable, Where, connect, find, nobody
+
+if TYPE_CHECKING:
+    from agent.dataplane import Dataplane
+    from proto.gen import control_pb2
+
+# A dump of 100 k workloads takes the data plane seconds on a busy machine.
+ANSWER_TIMEOUT = 60.0
+DUMPS = ("workloads", "services", "policies")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`data` is what the admin socket has or would have under /v1/<section>."""
+
+    place: Place
+    data: Any
+    # False: the agent is away and the data plane answered.
+    from_agent: bool
+
+    def note(self) -> None:
+        """Tells on stderr who answered, if it wasn't the agent."""
+        if not self.from_agent:
+            click.echo(
+                f"The agent of {self.place.node} is away; its data plane still serves and answered."
+                " Start the agent again: underpass agent …",
+                err=True,
+            )
+
+
+def ask(sought: Where, section: str) -> Answer:
+    """Raises Unreachable when neither answers, ClickException when the answer is an error."""
+    place = find(sought)
+    try:
+        return Answer(place, _get(place, section), from_agent=True)
+    except (FileNotFoundError, ConnectionError):
+        pass
+    except PermissionError as exc:
+        raise Unreachable(f"{place.admin} may not be opened: run this as root") from exc
+    except TimeoutError as exc:
+        raise click.ClickException(
+            f"the agent of {place.node} doesn't answer on {place.admin}: see its log"
+        ) from exc
+    return Answer(place, asyncio.run(_observe(place, section)), from_agent=False)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, place: Place) -> None:
+        super().__init__("agent")
+        self.place = place
+
+    def connect(self) -> None:
+        self.sock = connect(self.place.admin)
+        self.sock.settimeout(ANSWER_TIMEOUT)
+
+
+def _get(place: Place, section: str) -> Any:
+    connection = _UnixConnection(place)
+    try:
+        connection.request("GET", f"/v1/{section}")
+        answer = connection.getresponse()
+        body = answer.read()
+    except http.client.HTTPException as exc:
+        raise ConnectionError(f"{place.admin}: {exc}") from exc
+    finally:
+        connection.close()
+    try:
+        data = json.loads(body or b"null")
+    except ValueError:
+        data = body.decode(errors="replace").strip()
+    if answer.status != 200:
+        text = data.get("error", data) if isinstance(data, dict) else data
+        raise click.ClickException(
+            f"the agent of {place.node} answered {answer.status} to {section}: {text}"
+        )
+    return data
+
+
+async def _observe(place: Place, section: str) -> Any:
+    from agent.dataplane import Dataplane, DataplaneError
+
+    try:
+        dataplane = await Dataplane.connect(place.dataplane, role="observer")
+        try:
+            return await _read(dataplane, section)
+        finally:
+            await dataplane.close()
+    except DataplaneError as exc:
+        if exc.code == "LOST":
+            text = nobody(place.folder.parent, [place.node])
+            raise Unreachable(text) from exc
+        raise click.ClickException(f"the data plane of {place.node}: {exc}") from exc
+
+
+async def _read(dataplane: "Dataplane", section: str) -> Any:
+    hello = dataplane.hello
+    if section == "pods":
+        return [pod_row(pod) for pod in await dataplane.list_pods()]
+    if section == "connections":
+        return [connection_row(row) async for row in dataplane.connections()]
+    if section == "certificates":
+        return [certificate_row(row) for row in hello.certificates]
+    if section in DUMPS:
+        return json.loads(b"".join([chunk async for chunk in dataplane.dump(section)]))
+    return {
+        "node": hello.config.node,
+        "ready": False,
+        "pending": ["agent"],
+        "dataplane": {
+            "state": "draining" if hello.draining else "serving",
+            "socket": str(dataplane.path),
+            "pid": hello.pid,
+            "instance_id": hello.instance_id,
+            "build": hello.build,
+            "cgroup": hello.cgroup,
+        },
+        "control_plane": {
+            "types": {
+                state.type_url: {
+                    "processed": state.processed,
+                    "rejected": dict(state.rejected),
+                }
+                for state in hello.types
+            }
+        },
+        "certificates": _certificate_summary(hello.certificates),
+        "pods": {"total": len(hello.pods)},
+        "connections": {
+            "inbound": sum(pod.inbound_connections for pod in hello.pods),
+            "outbound": sum(pod.outbound_connections for pod in hello.pods),
+        },
+        "problems": [],
+    }
+
+
+def pod_row(status: "control_pb2.PodStatus") -> dict[str, Any]:
+    """Rules can only be verified by an agent, so nothing is claimed of them."""
+    states = type(status).State
+    return {
+        "uid": status.pod.uid,
+        "name": status.pod.name,
+        "namespace": status.pod.namespace,
+        "service_account": status.pod.service_account,
+        "state": states.Name(status.state).lower(),
+        "verified": None,
+        "identity": status.identity,
+        "workload_uid": status.workload_uid,
+        "inbound_connections": status.inbound_connections,
+        "outbound_connections": status.outbound_connections,
+    }
+
+
+def connection_row(row: "control_pb2.Connection") -> dict[str, Any]:
+    fields = {field.name: getattr(row, field.name) for field in row.DESCRIPTOR.fields}
+    fields["direction"] = type(row).Direction.Name(row.direction).lower()
+    return fields
+
+
+def certificate_row(row: "control_pb2.CertificateStatus") -> dict[str, Any]:
+    state = "Available" if row.not_after else "Unavailable" if row.error else "Initializing"
+    return {
+        "identity": row.identity,
+        "state": state,
+        "not_before": _time(row.not_before),
+        "not_after": _time(row.not_after),
+        "serial": row.serial,
+        "last_error": row.error,
+    }
+
+
+def _certificate_summary(found: Iterable["control_pb2.CertificateStatus"]) -> dict[str, Any]:
+    rows = list(found)
+    ends = [row.not_after for row in rows if row.not_after]
+    return {
+        "available": len(ends),
+        "total": len(rows),
+        "next_expiry": _time(min(ends, default=0)),
+    }
+
+
+def _time(seconds: int) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None

@@ -1,0 +1,233 @@
+"""Commands that list what a node knows: `pods`, `workloads`, `services`, and the like."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from agent.cli import show
+from agent.cli.ask import ask
+from agent.cli.reach import Where, where
+from agent.cli.show import Column, Row
+
+
+def _lister(name: str, columns: Sequence[Column], empty: str, help: str) -> click.Command:
+    @click.command(name, help=help)
+    @where
+    @show.output
+    @click.pass_obj
+    def command(sought: Where | None, output: str) -> None:
+        answer = ask(sought or Where(), name)
+        answer.note()
+        show.rows(answer.data, columns, output, empty)
+
+    return command
+
+
+def _field(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row.get(name)
+        return "-" if value is None or value == "" else str(value)
+
+    return text
+
+
+def _qualified(row: Row) -> str:
+    return f"{row.get('namespace', '')}/{row.get('name', '')}"
+
+
+def _verified(row: Row) -> str:
+    return {True: "yes", False: "NO", None: "unknown"}[row.get("verified")]
+
+
+def _problem(row: Row) -> str:
+    parts = [row.get("problem"), row.get("remedy")]
+    return "; ".join(part for part in parts if part)
+
+
+def _account(identity: str) -> str:
+    """`namespace/account` of a SPIFFE id, which is what tells identities of one mesh apart."""
+    parts = identity.split("/")
+    if len(parts) == 7 and parts[3] == "ns" and parts[5] == "sa":
+        return f"{parts[4]}/{parts[6]}"
+    return identity or "-"
+
+
+def _identity(row: Row) -> str:
+    return _account(row.get("identity") or "")
+
+
+def _count(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row.get(name, 0))
+
+
+pods = _lister(
+    "pods",
+    [
+        Column("POD", _qualified),
+        Column("STATE", _field("state")),
+        Column("VERIFIED", _verified),
+        Column("IDENTITY", _identity),
+        Column("IN", _count("inbound_connections"), right=True),
+        Column("OUT", _count("outbound_connections"), right=True),
+        Column("PROBLEM", _problem),
+        Column("UID", _field("uid"), wide=True),
+        Column("REPAIRS", _count("repairs"), wide=True, right=True),
+        Column("NETNS", _field("netns"), wide=True),
+    ],
+    "No pods are known to this node's agent. Check the list it was given by --pods.",
+    "Pods of this node: captured and verified, or why not.",
+)
+
+
+# ---- what the control plane told: shapes of facts ztunnel 13.1
+
+
+def _plain(address: str) -> str:
+    """`network/ip` without the nameless network's slash."""
+    return address.removeprefix("/")
+
+
+def _waypoint(row: Row) -> str:
+    destination = (row.get("waypoint") or {}).get("destination")
+    return _plain(destination) if destination else "-"
+
+
+workloads = _lister(
+    "workloads",
+    [
+        Column("WORKLOAD", _qualified),
+        Column("ADDRESSES", lambda row: show.joined(row.get("workloadIps"))),
+        Column("PROTOCOL", _field("protocol")),
+        Column("STATUS", _field("status")),
+        Column("NODE", _field("node")),
+        Column("WAYPOINT", _waypoint),
+        Column("ACCOUNT", _field("serviceAccount"), wide=True),
+        Column("POLICIES", lambda row: show.joined(row.get("authorizationPolicies")), wide=True),
+        Column("SERVICES", lambda row: show.joined(row.get("services")), wide=True),
+        Column("UID", _field("uid"), wide=True),
+    ],
+    "No workloads yet: the control plane sent none. See `underpass status`.",
+    "Workloads this node knows.",
+)
+
+
+def _ports(row: Row) -> str:
+    found = row.get("ports") or {}
+    return show.joined(
+        [
+            service if str(target) in (service, "0") else f"{service}→{target}"
+            for service, target in sorted(found.items(), key=lambda entry: int(entry[0]))
+        ]
+    )
+
+
+def _endpoints(row: Row) -> str:
+    found = (row.get("endpoints") or {}).values()
+    healthy = sum(endpoint.get("status") != "Unhealthy" for endpoint in found)
+    return f"{healthy}/{len(found)}"
+
+
+services = _lister(
+    "services",
+    [
+        Column("SERVICE", _qualified),
+        Column("ADDRESSES", lambda row: show.joined([_plain(v) for v in row.get("vips") or []])),
+        Column("PORTS", _ports),
+        Column("HEALTHY", _endpoints, right=True),
+        Column("WAYPOINT", _waypoint),
+        Column("HOSTNAME", _field("hostname"), wide=True),
+    ],
+    "No services yet: the control plane sent none. See `underpass status`.",
+    "Services this node knows.",
+)
+
+policies = _lister(
+    "policies",
+    [
+        Column("POLICY", _qualified),
+        Column("ACTION", _field("action")),
+        Column("SCOPE", _field("scope")),
+        Column("RULES", lambda row: str(len(row.get("rules") or [])), right=True),
+        Column("DRY RUN", lambda row: "yes" if row.get("dryRun") else "no"),
+    ],
+    "No authorization policies: everything that isn't refused otherwise is allowed.",
+    "Authorization policies this node knows.",
+)
+
+
+# ---- identities and connections
+
+
+def _state(row: Row) -> str:
+    return str(row.get("state", "-")).partition(":")[0]
+
+
+def _leaf(row: Row) -> dict[str, Any]:
+    chain = row.get("certChain") or [{}]
+    leaf: dict[str, Any] = chain[0]
+    return leaf
+
+
+def _expires(row: Row) -> str:
+    text = row.get("not_after") or _leaf(row).get("expirationTime")
+    if not text:
+        return "-"
+    left = (datetime.fromisoformat(text) - datetime.now(UTC)).total_seconds()
+    return f"in {show.span(left)}" if left > 0 else f"EXPIRED {show.span(-left)} ago"
+
+
+def _serial(row: Row) -> str:
+    return str(row.get("serial") or _leaf(row).get("serialNumber") or "-")
+
+
+def _certificate_error(row: Row) -> str:
+    error = row.get("last_error")
+    return str(error or str(row.get("state", "")).partition(": ")[2] or "-")
+
+
+certificates = _lister(
+    "certificates",
+    [
+        Column("IDENTITY", _field("identity")),
+        Column("STATE", _state),
+        Column("EXPIRES", _expires),
+        Column("ERROR", _certificate_error),
+        Column("SERIAL", _serial, wide=True),
+    ],
+    "No certificates: no pod of this node needs one yet.",
+    "Certificates of this node's identities.",
+)
+
+
+def _end(workload: str, address: str) -> Callable[[Row], str]:
+    """The best name there is for one end of a connection."""
+
+    def text(row: Row) -> str:
+        name = row.get(workload)
+        where = row.get(address) or "-"
+        return f"{name} {where}" if name else str(where)
+
+    return text
+
+
+connections = _lister(
+    "connections",
+    [
+        Column("DIRECTION", _field("direction")),
+        Column("SOURCE", _end("src_workload", "src")),
+        Column("DESTINATION", _end("dst_workload", "original_dst")),
+        Column("BY", _field("protocol")),
+        Column("AGE", lambda row: show.span(row.get("age_ms", 0) / 1000), right=True),
+        Column("SENT", lambda row: show.size(row.get("bytes_sent", 0)), right=True),
+        Column("RECEIVED", lambda row: show.size(row.get("bytes_received", 0)), right=True),
+        Column("FROM IDENTITY", lambda row: _account(row.get("src_identity") or ""), wide=True),
+        Column("TO IDENTITY", lambda row: _account(row.get("dst_identity") or ""), wide=True),
+        Column("SERVICE", _field("dst_service"), wide=True),
+        Column("NEXT HOP", _field("actual_dst"), wide=True),
+        Column("POD", _field("pod_uid"), wide=True),
+    ],
+    "No live connections.",
+    "Live connections of this node's pods.",
+)

@@ -1,0 +1,63 @@
+"""The command `underpass`. Commands that only look are nouns; modules load when first needed."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from agent.cli.reach import RUN_DIR, Where
+
+# Name -> where the command is, and its line in the list of commands. A command whose module
+# isn't installed isn't listed.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "agent": ("agent.cli.agent:agent", "Run this node's agent and its data plane."),
+    "certificates": ("agent.cli.look:certificates", "Certificates of this node's identities."),
+    "connections": ("agent.cli.look:connections", "Live connections of this node's pods."),
+    "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
+    "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
+    "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),
+    "policies": ("agent.cli.look:policies", "Authorization policies this node knows."),
+    "services": ("agent.cli.look:services", "Services this node knows."),
+    "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),
+    "version": ("agent.cli.version:version", "Versions of this program and its parts."),
+    "workloads": ("agent.cli.look:workloads", "Workloads this node knows."),
+}
+
+
+class Commands(click.Group):
+    """Imports a command's module when the command is used, so that `status` starts quickly."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--node", envvar="UNDERPASS_NODE", help="The node to ask, where several are here.")
+@click.option(
+    "--run-dir",
+    envvar="UNDERPASS_RUN_DIR",
+    type=click.Path(path_type=Path),
+    default=RUN_DIR,
+    show_default=True,
+    help="Folder of the nodes' sockets.",
+)
+@click.pass_context
+def main(context: click.Context, node: str | None, run_dir: Path) -> None:
+    """Underpass: carries the traffic of a node's pods over mutual TLS, by workload identity."""
+    context.obj = Where(node, run_dir)
+
+
+if __name__ == "__main__":
+    main(prog_name="underpass")
