@@ -1,0 +1,1 @@
+"""Figures beside no mesh, taken in one run. Not shipped; see README.md."""
