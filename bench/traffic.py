@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
+from agent.cli.demo.mesh import MeshError
 from bench import load, usage
 from bench.load import Count, LoadError
 from bench.rig import Pair, Rig, rig
@@ -178,7 +179,7 @@ async def _main(options: argparse.Namespace) -> int:
             figures = await measure(
                 built, options.seconds, options.rounds, mesh=not options.no_mesh
             )
-    except LoadError as error:
+    except (LoadError, MeshError) as error:
         print(f"no result: {error}", file=sys.stderr)
         return 1
     if options.json:
