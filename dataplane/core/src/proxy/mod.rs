@@ -1,14 +1,41 @@
 //! The three ways through a pod's proxy: outbound, inbound HBONE, inbound plaintext.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
 use crate::config::{Config, Limits};
+use crate::hbone::{Dial, Pool};
 use crate::inpod::{Listeners, Netns, PodInfo};
 use crate::state::Store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Flush, Telemetry};
 use crate::tls::CertStore;
 use crate::wire::control as pb;
+
+mod accept;
+mod authority;
+mod baggage;
+mod connection;
+mod copy;
+mod error;
+mod forwarded;
+mod inbound;
+mod inbound_plaintext;
+mod labels;
+mod outbound;
+mod pod;
+mod recheck;
+mod registry;
+mod tasks;
+mod traceparent;
+
+use pod::Pod;
+use registry::Registry;
+use tasks::Tasks;
 
 /// What all proxies of the process share.
 pub struct Shared {
@@ -21,31 +48,151 @@ pub struct Shared {
 }
 
 /// One pod's proxy. Bind is not serve: nothing is accepted before `serve`.
-pub struct PodProxy {}
+pub struct PodProxy {
+    pod: Arc<Pod>,
+    /// Connections, tunnels, and streams in tunnels: what a drain waits for.
+    traffic: Arc<Tasks>,
+    /// Accept loops and the watch over policies.
+    service: Tasks,
+    stop: watch::Sender<bool>,
+    drain: watch::Sender<bool>,
+    served: AtomicBool,
+}
 
 impl PodProxy {
-    pub fn new(_shared: Arc<Shared>, _pod: PodInfo, _netns: Arc<Netns>) -> Arc<Self> {
-        unimplemented!()
+    pub fn new(shared: Arc<Shared>, pod: PodInfo, netns: Arc<Netns>) -> Arc<Self> {
+        let registry = Arc::new(Registry::default());
+        let telemetry = shared.telemetry.clone();
+        let source: Weak<dyn Flush> = Arc::downgrade(&registry) as _;
+        telemetry.before_scrape(source);
+        let limits = Limits::clone(&shared.limits.load());
+        let pool = Pool::new(limits, dial(shared.config.clone(), netns.clone()));
+        let panics = &telemetry.metrics.panics;
+        Arc::new(Self {
+            traffic: Arc::new(Tasks::new(panics.clone())),
+            service: Tasks::new(panics.clone()),
+            pod: Arc::new(Pod {
+                shared,
+                info: pod,
+                netns,
+                pool,
+                registry,
+            }),
+            stop: watch::Sender::new(false),
+            drain: watch::Sender::new(false),
+            served: AtomicBool::new(false),
+        })
     }
 
     /// Accepts on these from now on, and watches policies and workloads for live connections.
-    pub fn serve(self: &Arc<Self>, _listeners: Listeners) {}
+    pub fn serve(self: &Arc<Self>, listeners: Listeners) {
+        let Listeners {
+            outbound,
+            inbound_plaintext,
+            inbound_hbone,
+        } = listeners;
+        let (pod, traffic) = (&self.pod, &self.traffic);
+        if !self.served.swap(true, Relaxed) {
+            let metrics = &pod.shared.telemetry.metrics;
+            metrics.proxies_active.inc();
+            metrics.proxies_started.inc();
+            self.service.spawn(recheck::watch(pod.clone()));
+        }
+        let (p, t) = (pod.clone(), traffic.clone());
+        self.listen(outbound, move |stream, peer| {
+            t.spawn(sized::<2048, _>(outbound::handle(p.clone(), stream, peer)));
+        });
+        let (p, t) = (pod.clone(), traffic.clone());
+        self.listen(inbound_plaintext, move |stream, peer| {
+            let handle = inbound_plaintext::handle(p.clone(), stream, peer);
+            t.spawn(sized::<2048, _>(handle));
+        });
+        let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
+        self.listen(inbound_hbone, move |stream, peer| {
+            let (pod, tasks) = (p.clone(), t.clone());
+            let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
+            t.spawn(counted(tunnel, p.shared.telemetry.metrics.tunnels.clone()));
+        });
+    }
+
+    fn listen(
+        &self,
+        listener: TcpListener,
+        each: impl Fn(TcpStream, std::net::SocketAddr) + Send + 'static,
+    ) {
+        let errors = self.pod.shared.telemetry.metrics.accept_errors.clone();
+        let stop = self.stop.subscribe();
+        self.service
+            .spawn(accept::accept_loop(listener, stop, errors, each));
+    }
 
     /// Stops accepting and closes our listening descriptors; connections stay.
-    pub fn stop_accepting(&self) {}
+    pub fn stop_accepting(&self) {
+        self.stop.send_replace(true);
+    }
 
     /// GOAWAY on tunnels; returns when all connections ended, cutting what is left at the deadline.
-    pub async fn drain(&self, _deadline: Duration) {}
+    pub async fn drain(&self, deadline: Duration) {
+        self.stop_accepting();
+        self.drain.send_replace(true);
+        self.pod.pool.drain();
+        // What is left at the deadline is cut, so that it ran out makes no other difference.
+        let _ = tokio::time::timeout(deadline, self.traffic.none_left()).await;
+        self.cut().await;
+    }
 
     /// Ends everything now. After it returns no task of this pod runs.
-    pub async fn cut(&self) {}
+    pub async fn cut(&self) {
+        self.stop_accepting();
+        self.service.cut();
+        self.traffic.cut();
+        self.pod.pool.cut();
+        self.service.none_left().await;
+        self.traffic.none_left().await;
+        if self.served.swap(false, Relaxed) {
+            let metrics = &self.pod.shared.telemetry.metrics;
+            metrics.proxies_active.dec();
+            metrics.proxies_stopped.inc();
+        }
+    }
 
     pub fn connections(&self) -> Vec<pb::Connection> {
-        unimplemented!()
+        let pod = &self.pod;
+        let describe = |connection: Arc<connection::Connection>| connection.describe(&pod.info.uid);
+        pod.registry.each_shard().flatten().map(describe).collect()
     }
 
     /// (inbound, outbound)
     pub fn connection_counts(&self) -> (u32, u32) {
-        unimplemented!()
+        self.pod.registry.counts()
     }
+}
+
+/// Connections made by the pool leave from inside the pod.
+fn dial(config: Arc<Config>, netns: Arc<Netns>) -> Dial {
+    Arc::new(move |dst| {
+        let (config, netns) = (config.clone(), netns.clone());
+        let connect = async move { netns.connect(&config, dst, None).await };
+        Box::pin(connect) as Pin<Box<_>>
+    })
+}
+
+async fn counted(work: impl Future<Output = ()>, gauge: prometheus_client::metrics::gauge::Gauge) {
+    struct One(prometheus_client::metrics::gauge::Gauge);
+    impl Drop for One {
+        fn drop(&mut self) {
+            self.0.dec();
+        }
+    }
+    gauge.inc();
+    let _one = One(gauge);
+    work.await;
+}
+
+/// Refuses to compile where a connection's future outgrows what we want to pay for each.
+fn sized<const BYTES: usize, F: Future<Output = ()>>(future: F) -> F {
+    const {
+        assert!(size_of::<F>() <= BYTES, "the future of a connection grew");
+    }
+    future
 }

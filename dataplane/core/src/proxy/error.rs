@@ -1,0 +1,125 @@
+//! Why a connection failed, and how that shows: flag in metrics, reason of refusals, HTTP status.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::hbone;
+use crate::policy::DenyReason;
+use crate::state::resolve::{InboundRefusal, Refusal};
+use crate::telemetry::Flags;
+use crate::tls::CertError;
+
+/// Before anything is known of a connection: an early deny (facts ztunnel 12.4).
+#[derive(Debug, thiserror::Error)]
+pub enum Early {
+    #[error(
+        "the client {0} isn't on this pod's loopback: only redirected connections may come here"
+    )]
+    NotLoopback(SocketAddr),
+    #[error("no original destination: {0}")]
+    NoOriginalDst(io::Error),
+    #[error("{0} is a port of the proxy itself")]
+    SelfCall(SocketAddr),
+    #[error("the pod has {0} connections already (limit pod_max_connections)")]
+    TooMany(u32),
+    #[error("the pod's own workload hasn't arrived from the control plane after {0:?}")]
+    UnknownOwnWorkload(Duration),
+    #[error(transparent)]
+    Route(#[from] Refusal),
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+    #[error(transparent)]
+    Tunnel(#[from] hbone::Error),
+    #[error("method {0} instead of CONNECT")]
+    NotConnect(http::Method),
+    #[error("authority {0:?} isn't HOST:PORT")]
+    BadAuthority(String),
+    #[error(transparent)]
+    Destination(#[from] InboundRefusal),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Early {
+    /// Label of `underpass_refusals`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotLoopback(_) => "not_loopback",
+            Self::NoOriginalDst(_) => "no_original_destination",
+            Self::SelfCall(_) => "self_call",
+            Self::TooMany(_) => "too_many_connections",
+            Self::UnknownOwnWorkload(_) => "unknown_own_workload",
+            Self::Route(_) => "no_route",
+            Self::Certificate(_) => "no_certificate",
+            Self::Tunnel(_) => "handshake",
+            Self::NotConnect(_) => "not_connect",
+            Self::BadAuthority(_) => "bad_authority",
+            Self::Destination(_) => "bad_destination",
+            Self::Io(_) => "io",
+        }
+    }
+
+    /// facts ztunnel 3.4
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::NotConnect(_) | Self::BadAuthority(_) => 400,
+            Self::Destination(refusal) => refusal.status(),
+            _ => 503,
+        }
+    }
+}
+
+/// After the connection was opened: ends its access log line.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    #[error(transparent)]
+    Denied(DenyReason),
+    #[error("closed: {0}")]
+    LateDenied(DenyReason),
+    #[error("connection failed: {0}: {1}")]
+    Connect(SocketAddr, io::Error),
+    #[error("connection failed: {0}: no TCP connection after {1:?}")]
+    ConnectTimeout(SocketAddr, Duration),
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+    #[error(transparent)]
+    Tunnel(#[from] hbone::Error),
+    #[error("io: {0}")]
+    Copy(io::Error),
+    #[error("closed due to connection drain")]
+    Drained,
+    #[error("a defect of the proxy ended the connection")]
+    Panicked,
+}
+
+impl Failed {
+    /// facts ztunnel 12.2; a failed handshake is TLS_FAILURE, which upstream shows as CONNECT.
+    pub fn flags(&self) -> Flags {
+        match self {
+            Self::Denied(_) | Self::LateDenied(_) => Flags::Deny,
+            Self::Certificate(_) => Flags::IdentityError,
+            Self::Tunnel(error) => match error {
+                hbone::Error::ConnectTimeout(..) => Flags::NetworkPolicy,
+                hbone::Error::Tls(..) => Flags::TlsFailure,
+                hbone::Error::Timeout(_, what, _) if what.contains("TLS") => Flags::TlsFailure,
+                hbone::Error::Http2(..) => Flags::H2HandshakeFailure,
+                _ => Flags::Connect,
+            },
+            Self::Connect(..) | Self::ConnectTimeout(..) | Self::Copy(_) | Self::Panicked => {
+                Flags::Connect
+            }
+            Self::Drained => Flags::None,
+        }
+    }
+}
+
+/// The policy that an operator must look at, where one decided.
+pub fn deciding_policy(reason: &DenyReason) -> Option<&std::sync::Arc<str>> {
+    match reason {
+        DenyReason::Explicit(policy)
+        | DenyReason::NotArrived(policy)
+        | DenyReason::Malformed(policy) => Some(policy),
+        DenyReason::NotAllowed => None,
+    }
+}

@@ -1,0 +1,218 @@
+//! HBONE that enters the pod (facts ztunnel 3.4): a tunnel, and in it CONNECT requests, each checked
+//! and led to the application.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::accept::canonical_addr;
+use super::authority;
+use super::baggage::{BAGGAGE, Baggage};
+use super::connection::{Checked, Direction, Facts, Open};
+use super::error::{Early, Failed};
+use super::forwarded::Forwarded;
+use super::labels::Peer;
+use super::pod::{Pod, run};
+use super::registry::Permit;
+use super::tasks::Tasks;
+use super::traceparent::Trace;
+use crate::hbone::{Request, Responder, Stream, Tunnel};
+use crate::identity::Identity;
+use crate::policy::Subject;
+use crate::state::resolve;
+use crate::telemetry::{Labels, Reporter};
+
+/// Both ends of the tunnel's socket, and whom its certificate names.
+#[derive(Clone)]
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
+    identity: Identity,
+}
+
+/// Runs a tunnel until it ends. `drain` sends GOAWAY; open streams go on.
+pub async fn handle(
+    pod: Arc<Pod>,
+    tasks: Arc<Tasks>,
+    mut drain: watch::Receiver<bool>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) {
+    let (mut tunnel, ends) = match Box::pin(accept(&pod, tcp, peer)).await {
+        Ok(accepted) => accepted,
+        Err((local, error)) => return pod.refuse(Direction::Inbound, peer, local, &error),
+    };
+    let mut draining = false;
+    loop {
+        let next = tokio::select! {
+            biased;
+            _ = drain.wait_for(|drain| *drain), if !draining => {
+                draining = true;
+                tunnel.drain();
+                continue;
+            }
+            next = tunnel.next() => next,
+        };
+        match next {
+            Some(Ok((request, responder))) => {
+                let (pod, ends) = (pod.clone(), ends.clone());
+                tasks.spawn(stream(pod, ends, request, responder));
+            }
+            // Its streams end with it and say why; the tunnel itself has no line in the log.
+            Some(Err(error)) => return tracing::debug!(%error, %peer, "tunnel ended"),
+            None => return,
+        }
+    }
+}
+
+/// Step 0: certificate and handshakes.
+async fn accept(
+    pod: &Pod,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Result<(Tunnel, Ends), (Option<SocketAddr>, Early)> {
+    let local = tcp.local_addr().map_err(|error| (None, error.into()))?;
+    let local = canonical_addr(local);
+    let with_local = |error: Early| (Some(local), error);
+    let own = pod.own_workload().await.map_err(with_local)?;
+    let limits = pod.limits();
+    let identity = own.identity();
+    let certificate = pod.shared.certs.get(&identity, limits.workload_wait).await;
+    let credentials = certificate.map_err(|e| with_local(e.into()))?;
+    let tunnel = Tunnel::accept(tcp, &credentials, &limits).await;
+    let tunnel = tunnel.map_err(|e| with_local(e.into()))?;
+    let ends = Ends {
+        peer,
+        local,
+        identity: tunnel.peer().clone(),
+    };
+    Ok((tunnel, ends))
+}
+
+/// One request: gather context; do all that may fail before saying OK; say OK and copy.
+async fn stream(pod: Arc<Pod>, ends: Ends, request: Request, responder: Responder) {
+    let (open, permit) = match Box::pin(check(&pod, &ends, request)).await {
+        Ok(checked) => checked,
+        Err(error) => {
+            pod.refuse(Direction::Inbound, ends.peer, Some(ends.local), &error);
+            return responder.refuse(error.status());
+        }
+    };
+    let result = match Box::pin(establish(&pod, &ends, open, responder)).await {
+        Ok((open, client, server)) => {
+            let result = run(&open.connection, client, server).await;
+            open.end(result);
+            Ok(())
+        }
+        Err((open, error)) => Err((open, error)),
+    };
+    if let Err((open, error)) = result {
+        open.end(Err(error));
+    }
+    drop(permit);
+}
+
+/// Steps 1 to 5.
+async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Permit), Early> {
+    let Request {
+        method,
+        authority,
+        headers,
+    } = request;
+    if method != Method::CONNECT {
+        return Err(Early::NotConnect(method));
+    }
+    let text = authority.unwrap_or_default();
+    let Some(authority) = authority::parse(&text) else {
+        return Err(Early::BadAuthority(text));
+    };
+    let permit = pod.admit()?;
+    let own = pod.own_workload().await?;
+    let snapshot = pod.shared.store.snapshot();
+    let config = &pod.shared.config;
+    let forwarded = Forwarded::parse(&headers);
+    let host = forwarded.host.as_deref();
+    let inbound = resolve::inbound(&snapshot, config, &own, ends.local, &authority, host)?;
+    let identity = Some(ends.identity.clone());
+    let source = Peer::source(
+        &snapshot,
+        &config.network,
+        ends.peer.ip(),
+        identity.clone(),
+        Some(&headers),
+    );
+    let destination = Peer::of(&own, Some(own.identity()));
+    let labels = Labels {
+        reporter: Reporter::Destination,
+        source: source.side,
+        destination: destination.side,
+        service: inbound.service,
+        mtls: true,
+    };
+    let facts = Facts {
+        direction: Direction::Inbound,
+        trace: Trace::of(&headers),
+        src: ends.peer,
+        src_pod: source.pod,
+        original_dst: forwarded.host.map(Into::into),
+        dst: inbound.dst,
+        log_dst: ends.local,
+        authority: Some(text.into()),
+        dst_pod: destination.pod,
+        hbone: true,
+        checked: Some(Checked {
+            subject: Subject {
+                identity,
+                source: ends.peer.ip(),
+                dst: inbound.dst,
+            },
+            own,
+        }),
+    };
+    Ok((pod.open(facts, labels), permit))
+}
+
+/// Steps 6 to 8. The connection is registered before it is first checked, so that no change of
+/// policy falls between the two.
+async fn establish(
+    pod: &Pod,
+    ends: &Ends,
+    mut open: Open,
+    responder: Responder,
+) -> Result<(Open, Stream, TcpStream), (Open, Failed)> {
+    let connection = open.connection.clone();
+    // Every inbound connection has it.
+    let Some(checked) = &connection.facts.checked else {
+        return Err((open, Failed::Panicked));
+    };
+    let snapshot = pod.shared.store.snapshot();
+    let own = pod
+        .find_own(&snapshot)
+        .unwrap_or_else(|| checked.own.clone());
+    match pod.decide(&snapshot, &own, &checked.subject, ends.peer) {
+        Ok(by) => open.allowed_by(by),
+        Err(error) => {
+            responder.refuse(401);
+            return Err((open, error));
+        }
+    }
+    let dst = connection.facts.dst;
+    // A pod that calls itself sees its own address (facts ztunnel 1.3).
+    let source = Some(ends.peer.ip()).filter(|ip| *ip != dst.ip());
+    let server = match pod.connect(dst, source).await {
+        Ok(server) => server,
+        Err(error) => {
+            responder.refuse(503);
+            return Err((open, error));
+        }
+    };
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(BAGGAGE, Baggage::of(&own).to_header());
+    match responder.accept(headers) {
+        Ok(client) => Ok((open, client, server)),
+        Err(error) => Err((open, error.into())),
+    }
+}

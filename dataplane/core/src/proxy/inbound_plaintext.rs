@@ -1,0 +1,107 @@
+//! Plain TCP that enters the pod (facts ztunnel 4.1): checked without an identity, and led to where
+//! it was going with the client's address.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::accept::canonical_addr;
+use super::connection::{Checked, Direction, Facts, Open};
+use super::error::{Early, Failed};
+use super::labels::Peer;
+use super::pod::{Pod, reset, run};
+use super::registry::Permit;
+use super::traceparent::Trace;
+use crate::inpod::original_dst;
+use crate::policy::Subject;
+use crate::telemetry::{Labels, Reporter};
+
+pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+    let (mut open, permit) = match Box::pin(check(&pod, &client, peer)).await {
+        Ok(checked) => checked,
+        Err((dst, error)) => {
+            pod.refuse(Direction::Inbound, peer, dst, &error);
+            return reset(client);
+        }
+    };
+    let connection = open.connection.clone();
+    let result = match Box::pin(establish(&pod, &mut open, peer)).await {
+        Ok(server) => run(&connection, client, server).await,
+        Err(error) => {
+            reset(client);
+            Err(error)
+        }
+    };
+    open.end(result);
+    drop(permit);
+}
+
+async fn check(
+    pod: &Pod,
+    client: &TcpStream,
+    peer: SocketAddr,
+) -> Result<(Open, Permit), (Option<SocketAddr>, Early)> {
+    let dst = captured(client).map_err(|error| (None, error))?;
+    let with_dst = |error: Early| (Some(dst), error);
+    let config = &pod.shared.config;
+    if config.ports.is_own(dst.port()) {
+        return Err(with_dst(Early::SelfCall(dst)));
+    }
+    let permit = pod.admit().map_err(with_dst)?;
+    let own = pod.own_workload().await.map_err(with_dst)?;
+    let snapshot = pod.shared.store.snapshot();
+    let source = Peer::source(&snapshot, &config.network, peer.ip(), None, None);
+    let destination = Peer::of(&own, Some(own.identity()));
+    let labels = Labels {
+        reporter: Reporter::Destination,
+        source: source.side,
+        destination: destination.side,
+        service: snapshot.attribute_service(&own, None, dst),
+        mtls: false,
+    };
+    let facts = Facts {
+        direction: Direction::Inbound,
+        trace: Trace::random(),
+        src: peer,
+        src_pod: source.pod,
+        original_dst: Some(dst.to_string().into()),
+        dst,
+        log_dst: dst,
+        authority: None,
+        dst_pod: destination.pod,
+        hbone: false,
+        checked: Some(Checked {
+            subject: Subject {
+                identity: None,
+                source: peer.ip(),
+                dst,
+            },
+            own,
+        }),
+    };
+    Ok((pod.open(facts, labels), permit))
+}
+
+/// A connection made straight to the listener wasn't redirected: it would lead back here.
+fn captured(client: &TcpStream) -> Result<SocketAddr, Early> {
+    let local = canonical_addr(client.local_addr()?);
+    match original_dst(client) {
+        Ok(dst) if dst == local => Err(Early::SelfCall(dst)),
+        result => result.map_err(Early::NoOriginalDst),
+    }
+}
+
+async fn establish(pod: &Pod, open: &mut Open, peer: SocketAddr) -> Result<TcpStream, Failed> {
+    let connection = open.connection.clone();
+    // Every inbound connection has it.
+    let checked = connection.facts.checked.as_ref().ok_or(Failed::Panicked)?;
+    let snapshot = pod.shared.store.snapshot();
+    let own = pod
+        .find_own(&snapshot)
+        .unwrap_or_else(|| checked.own.clone());
+    open.allowed_by(pod.decide(&snapshot, &own, &checked.subject, peer)?);
+    let dst = connection.facts.dst;
+    pod.connect(dst, Some(peer.ip()).filter(|ip| *ip != dst.ip()))
+        .await
+}

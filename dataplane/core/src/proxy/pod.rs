@@ -1,0 +1,159 @@
+//! What the handlers of one pod's connections have in common.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::connection::{Connection, Facts, Open};
+use super::copy::{self, Leg};
+use super::error::{Early, Failed};
+use super::registry::{Permit, Registry};
+use crate::config::Limits;
+use crate::hbone::Pool;
+use crate::inpod::{Netns, PodInfo};
+use crate::policy::{self, Subject, Verdict};
+use crate::state::{Snapshot, Workload};
+use crate::telemetry::{Labels, access};
+
+/// One pod, as its connections see it.
+pub struct Pod {
+    pub shared: Arc<Shared>,
+    pub info: PodInfo,
+    pub netns: Arc<Netns>,
+    pub pool: Arc<Pool>,
+    pub registry: Arc<Registry>,
+}
+
+impl Pod {
+    pub fn limits(&self) -> Arc<Limits> {
+        self.shared.limits.load_full()
+    }
+
+    /// The pod's own record, waited for while the control plane may still deliver it (facts
+    /// ztunnel 2.1 step 3).
+    pub async fn own_workload(&self) -> Result<Arc<Workload>, Early> {
+        let find = || self.find_own(&self.shared.store.snapshot());
+        if let Some(own) = find() {
+            return Ok(own);
+        }
+        let patience = self.limits().workload_wait;
+        let arrived = async {
+            let mut changes = self.shared.store.subscribe();
+            loop {
+                // Looked up after subscribing, or a record that came between would be missed.
+                changes.borrow_and_update();
+                if let Some(own) = find() {
+                    return own;
+                }
+                if changes.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        timeout(patience, arrived)
+            .await
+            .map_err(|_| Early::UnknownOwnWorkload(patience))
+    }
+
+    pub fn find_own(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+        let PodInfo {
+            namespace,
+            name,
+            service_account,
+            ..
+        } = &self.info;
+        snapshot.local_workload(namespace, name, service_account)
+    }
+
+    pub fn admit(&self) -> Result<Permit, Early> {
+        let limit = self.limits().pod_max_connections;
+        self.registry.admit(limit).map_err(Early::TooMany)
+    }
+
+    /// The connection counts as opened from here on.
+    pub fn open(&self, facts: Facts, labels: Labels) -> Open {
+        let telemetry = &self.shared.telemetry;
+        let series = telemetry.metrics.traffic.series(labels);
+        self.registry.open(facts, series, telemetry)
+    }
+
+    /// Logs and counts a connection of which nothing is known yet.
+    pub fn refuse(
+        &self,
+        direction: super::connection::Direction,
+        src: SocketAddr,
+        dst: Option<SocketAddr>,
+        error: &Early,
+    ) {
+        let direction = direction.as_str();
+        let telemetry = &self.shared.telemetry;
+        telemetry.metrics.refusal(direction, error.reason());
+        access::failed(direction, src, dst, &error.to_string());
+    }
+
+    /// Asks the policies, counts the answer, and logs what dry-run policies would have done.
+    pub fn decide(
+        &self,
+        snapshot: &Snapshot,
+        own: &Workload,
+        subject: &Subject,
+        src: SocketAddr,
+    ) -> Result<Option<Arc<str>>, Failed> {
+        let decision = policy::decide(snapshot, own, subject);
+        let metrics = &self.shared.telemetry.metrics;
+        for (policy, outcome) in &decision.dry_run {
+            metrics.dry_run(policy, outcome);
+            let identity = subject.identity.as_ref().map(ToString::to_string);
+            access::dry_run(policy, outcome, src, subject.dst, identity.as_deref());
+        }
+        match decision.verdict {
+            Verdict::Allow { by } => {
+                metrics.verdict(by.as_deref(), true);
+                Ok(by)
+            }
+            Verdict::Deny(reason) => {
+                let policy = super::error::deciding_policy(&reason);
+                metrics.verdict(policy.map(AsRef::as_ref), false);
+                Err(Failed::Denied(reason))
+            }
+        }
+    }
+
+    pub async fn connect(
+        &self,
+        dst: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> Result<TcpStream, Failed> {
+        let patience = self.limits().connect_timeout;
+        let connect = self.netns.connect(&self.shared.config, dst, source);
+        match timeout(patience, connect).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(Failed::Connect(dst, error)),
+            Err(_) => Err(Failed::ConnectTimeout(dst, patience)),
+        }
+    }
+}
+
+/// Copies until the end, or until a policy closes the connection.
+pub async fn run(
+    connection: &Connection,
+    client: impl Leg,
+    server: impl Leg,
+) -> Result<(), Failed> {
+    tokio::select! {
+        biased;
+        reason = connection.denied() => Err(Failed::LateDenied(reason)),
+        result = copy::bidirectional(client, server, &connection.counters) => match result {
+            Err(error) if copy::is_peer_close(&error) => Ok(()),
+            result => result.map_err(Failed::Copy),
+        },
+    }
+}
+
+/// So that the client sees a refusal as such, not as an empty answer.
+pub fn reset(mut stream: TcpStream) {
+    Leg::reset(&mut stream);
+}

@@ -1,0 +1,54 @@
+//! Live inbound connections are asked again whenever policies or workloads change, against the
+//! pod's newest record (upstream keeps the one of connect time: facts ztunnel 5.4).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::connection::Connection;
+use super::pod::Pod;
+use crate::policy::{self, Verdict};
+use crate::state::{Snapshot, Workload};
+
+/// Decisions between two yields: well under a millisecond.
+const BATCH: usize = 128;
+
+/// A stream of pushes may take this part of one core at most: 1/(1+REST).
+const REST: u32 = 4;
+
+/// Runs as long as the pod.
+pub async fn watch(pod: Arc<Pod>) {
+    let mut changes = pod.shared.store.subscribe();
+    while changes.changed().await.is_ok() {
+        changes.borrow_and_update();
+        let begin = Instant::now();
+        check_all(&pod).await;
+        tokio::time::sleep(begin.elapsed() * REST).await;
+    }
+}
+
+async fn check_all(pod: &Pod) {
+    let snapshot = pod.shared.store.snapshot();
+    let own = pod.find_own(&snapshot);
+    for connections in pod.registry.each_shard() {
+        for batch in connections.chunks(BATCH) {
+            for connection in batch {
+                check(pod, &snapshot, own.as_deref(), connection);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// While the pod's own record is away, the one of connect time stands in.
+fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Connection) {
+    let Some(checked) = &connection.facts.checked else {
+        return;
+    };
+    let own = own.unwrap_or(&checked.own);
+    if let Verdict::Deny(reason) = policy::decide(snapshot, own, &checked.subject).verdict {
+        let policy = super::error::deciding_policy(&reason);
+        let metrics = &pod.shared.telemetry.metrics;
+        metrics.verdict(policy.map(AsRef::as_ref), false);
+        connection.deny(reason);
+    }
+}
