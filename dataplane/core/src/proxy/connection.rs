@@ -110,8 +110,8 @@ impl Connection {
         let since =
             |now: u64, before: &AtomicU64| now.saturating_sub(before.fetch_max(now, Relaxed));
         self.series.add_bytes(
-            since(self.counters.from_client(), &self.flushed.0),
-            since(self.counters.from_server(), &self.flushed.1),
+            since(self.counters.by_client(), &self.flushed.0),
+            since(self.counters.by_server(), &self.flushed.1),
         );
     }
 
@@ -175,8 +175,8 @@ impl Connection {
 
     fn bytes(&self) -> Bytes {
         Bytes {
-            from_client: self.counters.from_client(),
-            from_server: self.counters.from_server(),
+            from_client: self.counters.by_client(),
+            from_server: self.counters.by_server(),
         }
     }
 }

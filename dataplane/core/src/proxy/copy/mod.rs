@@ -23,11 +23,11 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub fn from_client(&self) -> u64 {
+    pub fn by_client(&self) -> u64 {
         self.from_client.load(Relaxed)
     }
 
-    pub fn from_server(&self) -> u64 {
+    pub fn by_server(&self) -> u64 {
         self.from_server.load(Relaxed)
     }
 }

@@ -62,8 +62,8 @@ async fn the_end_of_one_direction_leaves_the_other_open() {
     assert!(!relay.copy.is_finished());
     drop(relay.server);
     soon(relay.copy).await.unwrap().unwrap();
-    assert_eq!(relay.counters.from_client(), 8);
-    assert_eq!(relay.counters.from_server(), 11);
+    assert_eq!(relay.counters.by_client(), 8);
+    assert_eq!(relay.counters.by_server(), 11);
 }
 
 #[tokio::test]
@@ -76,8 +76,8 @@ async fn a_server_may_speak_first_and_small_messages_are_not_kept() {
         assert_eq!(read_exactly(&mut relay.server, 1).await, [n]);
     }
     // Visible while the connection lives.
-    assert_eq!(relay.counters.from_client(), 200);
-    assert_eq!(relay.counters.from_server(), 11);
+    assert_eq!(relay.counters.by_client(), 200);
+    assert_eq!(relay.counters.by_server(), 11);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,8 +102,8 @@ async fn much_data_arrives_whole_both_ways_at_once() {
     soon(client).await.unwrap();
     soon(server).await.unwrap();
     soon(relay.copy).await.unwrap().unwrap();
-    assert_eq!(relay.counters.from_client(), LENGTH as u64);
-    assert_eq!(relay.counters.from_server(), LENGTH as u64);
+    assert_eq!(relay.counters.by_client(), LENGTH as u64);
+    assert_eq!(relay.counters.by_server(), LENGTH as u64);
 }
 
 #[tokio::test]
@@ -142,5 +142,5 @@ async fn a_reader_that_stops_stops_the_sender() {
         assert!(sent < 256 << 20, "nothing held the sender back");
     }
     read_exactly(&mut relay.server, sent).await;
-    assert_eq!(relay.counters.from_client(), sent as u64);
+    assert_eq!(relay.counters.by_client(), sent as u64);
 }
