@@ -140,11 +140,10 @@ class ControlPlane:
             options.max_certificate_ttl,
             self.pipeline.has_pod,
         ).register(self._server)
-        credentials = _credentials(self.authority, options)
         for address in options.listen:
             host, _ = parse_listen(address)
             try:
-                port = self._server.add_secure_port(address, credentials)
+                port = self._server.add_secure_port(address, _credentials(self.authority, options))
             except RuntimeError as error:
                 raise StartError(
                     f"--listen {address}: can't be bound: is the port taken, or the address not "
@@ -213,7 +212,8 @@ def _take_state(options: Options) -> int:
 
 
 def _credentials(authority: Authority, options: Options) -> grpc.ServerCredentials:
-    """A certificate that is renewed at half life, asked for at each handshake."""
+    """A certificate that is renewed at half life, asked for at each handshake. Of one port only:
+    the library takes "unchanged" from a port that has none yet as a failure."""
     names = _server_names(options)
     fetch = _renewing(lambda: authority.issue_server(names))
     first = fetch()
