@@ -66,6 +66,15 @@ impl Config {
             inbound_plaintext: port("inbound_plaintext_port", raw.inbound_plaintext_port, 15006)?,
             inbound_hbone: port("inbound_hbone_port", raw.inbound_hbone_port, 15008)?,
         };
+        let distinct = ports.outbound != ports.inbound_plaintext
+            && ports.outbound != ports.inbound_hbone
+            && ports.inbound_plaintext != ports.inbound_hbone;
+        if !distinct {
+            return Err(BadConfig {
+                field: "outbound_port",
+                text: format!("the three ports must differ: {ports:?}"),
+            });
+        }
         Ok(Self {
             node: raw.node.clone(),
             network: raw.network.clone(),
@@ -76,6 +85,37 @@ impl Config {
             ipv6: !raw.ipv6_disabled,
             limits: Limits::parse(&raw.limits.clone().unwrap_or_default()),
         })
+    }
+}
+
+impl Config {
+    /// Err names the first field that is fixed for the life of an instance and differs.
+    pub fn same_instance(&self, wanted: &Self) -> Result<(), BadConfig> {
+        let same = |field, ours: &dyn ToString, theirs: &dyn ToString| {
+            let (ours, theirs) = (ours.to_string(), theirs.to_string());
+            if ours == theirs {
+                return Ok(());
+            }
+            let text = format!(
+                "this data plane runs with `{ours}`, not `{theirs}`: it can't change live, \
+                 replace the data plane"
+            );
+            Err(BadConfig { field, text })
+        };
+        let (a, b) = (&self.ports, &wanted.ports);
+        same("node", &self.node, &wanted.node)?;
+        same("network", &self.network, &wanted.network)?;
+        same("cluster_id", &self.cluster_id, &wanted.cluster_id)?;
+        same("trust_domain", &self.trust_domain, &wanted.trust_domain)?;
+        same("outbound_port", &a.outbound, &b.outbound)?;
+        same(
+            "inbound_plaintext_port",
+            &a.inbound_plaintext,
+            &b.inbound_plaintext,
+        )?;
+        same("inbound_hbone_port", &a.inbound_hbone, &b.inbound_hbone)?;
+        same("mark", &self.mark, &wanted.mark)?;
+        same("ipv6_disabled", &!self.ipv6, &!wanted.ipv6)
     }
 }
 
@@ -122,4 +162,71 @@ fn port(field: &'static str, value: u32, default: u16) -> Result<u16, BadConfig>
 
 fn text_or(value: &str, default: &str) -> String {
     if value.is_empty() { default } else { value }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> pb::InstanceConfig {
+        pb::InstanceConfig {
+            node: "n1".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn empty_fields_take_their_defaults() {
+        let config = Config::parse(&raw()).unwrap();
+        assert_eq!(config.ports.outbound, 15001);
+        assert_eq!(config.ports.inbound_plaintext, 15006);
+        assert_eq!(config.ports.inbound_hbone, 15008);
+        assert_eq!(config.mark, 0x539);
+        assert_eq!(config.cluster_id, "Kubernetes");
+        assert_eq!(config.limits.drain_deadline, Duration::from_secs(5));
+        assert!(config.ipv6);
+    }
+
+    #[test]
+    fn mistakes_name_their_field() {
+        let field = |raw: pb::InstanceConfig| Config::parse(&raw).unwrap_err().field;
+        assert_eq!(field(pb::InstanceConfig::default()), "node");
+        let too_high = pb::InstanceConfig {
+            inbound_hbone_port: 70_000,
+            ..raw()
+        };
+        assert_eq!(field(too_high), "inbound_hbone_port");
+        let twice = pb::InstanceConfig {
+            outbound_port: 15008,
+            ..raw()
+        };
+        assert_eq!(field(twice), "outbound_port");
+    }
+
+    #[test]
+    fn a_change_of_what_is_fixed_names_the_field_and_limits_may_change() {
+        let ours = Config::parse(&raw()).unwrap();
+        let differs = |raw: pb::InstanceConfig| {
+            ours.same_instance(&Config::parse(&raw).unwrap())
+                .map_err(|error| error.field)
+        };
+        let other_node = pb::InstanceConfig {
+            node: "n2".into(),
+            ..raw()
+        };
+        assert_eq!(differs(other_node), Err("node"));
+        let other_port = pb::InstanceConfig {
+            outbound_port: 16_001,
+            ..raw()
+        };
+        assert_eq!(differs(other_port), Err("outbound_port"));
+        let limits = pb::InstanceConfig {
+            limits: Some(pb::Limits {
+                pool_idle_ms: 7,
+                ..Default::default()
+            }),
+            ..raw()
+        };
+        assert_eq!(differs(limits), Ok(()));
+    }
 }

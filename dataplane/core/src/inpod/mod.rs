@@ -14,7 +14,8 @@ mod tests;
 pub use listeners::{ListenError, Listeners, ListeningFds};
 pub use netns::{Netns, NotANetns};
 pub use original_dst::original_dst;
-pub(crate) use sockopt::{MissingAbility, check_abilities};
+pub use sockopt::MissingAbility;
+pub(crate) use sockopt::check_abilities;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodInfo {

@@ -12,7 +12,7 @@ use super::Netns;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{what} is not permitted ({source}): the data plane needs {needs}")]
-pub(crate) struct MissingAbility {
+pub struct MissingAbility {
     what: &'static str,
     needs: &'static str,
     source: io::Error,

@@ -1,0 +1,347 @@
+//! The pods of this node: added, changed, drained and removed at the agent's word, one change at a
+//! time; and their identities, learnt from the control plane's records.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pb::event::Event;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::agent::AgentSlot;
+use super::failure::{Code, Failure};
+use crate::inpod::{Listeners, ListeningFds, Netns, PodInfo};
+use crate::proxy::Shared;
+use crate::wire::control as pb;
+
+mod entry;
+
+use entry::Entry;
+
+pub(super) struct Pods {
+    shared: Arc<Shared>,
+    agent: Arc<AgentSlot>,
+    known: Mutex<Known>,
+    /// Held by every change, so that none sees another one half done.
+    changes: tokio::sync::Mutex<()>,
+    draining: AtomicBool,
+    /// How many are leaving.
+    leaving: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Known {
+    active: BTreeMap<String, Arc<Entry>>,
+    /// Removed, with connections that may end by themselves.
+    leaving: Vec<Arc<Entry>>,
+}
+
+impl Pods {
+    pub fn new(shared: Arc<Shared>, agent: Arc<AgentSlot>) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            agent,
+            known: Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
+            draining: AtomicBool::new(false),
+            leaving: watch::Sender::new(0),
+        })
+    }
+
+    /// No pod is taken any more.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Listeners first, then the proxy, then the pod is known. Safe to repeat.
+    pub async fn add(
+        self: &Arc<Self>,
+        pod: pb::Pod,
+        settings: pb::PodSettings,
+        netns: OwnedFd,
+        prepare_only: bool,
+    ) -> Result<(), Failure> {
+        let info = parse(pod)?;
+        let netns = Netns::new(netns)
+            .map_err(|error| Failure::invalid(info.uid.clone(), format!("{info}: {error}")))?;
+        let _change = self.changes.lock().await;
+        if self.draining() {
+            let text = format!("{info}: this data plane is draining and takes no pods");
+            return Err(Failure::new(Code::Draining, info.uid, text));
+        }
+        let held = self.known.lock().active.get(&info.uid).cloned();
+        if let Some(held) = held {
+            if held.is(&info, &netns) && !held.handed_over() {
+                held.update(settings);
+                if !prepare_only && !held.listening() {
+                    let listeners = self.bind(&held.info, &held.netns)?;
+                    held.serve(listeners)?;
+                }
+                return Ok(());
+            }
+            if held.handed_over() {
+                self.begin_drain(&held, self.shared.limits.load().drain_deadline);
+            } else {
+                self.cut(&held).await;
+            }
+        }
+        let listeners = match prepare_only {
+            true => None,
+            false => Some(self.bind(&info, &netns)?),
+        };
+        tracing::info!(
+            uid = info.uid,
+            pod = info.name,
+            namespace = info.namespace,
+            netns = netns.id().0,
+            prepare_only,
+            "pod added"
+        );
+        let entry = Arc::new(Entry::new(self.shared.clone(), info, netns, settings));
+        if let Some(listeners) = listeners {
+            entry.serve(listeners)?;
+        }
+        let uid = entry.info.uid.clone();
+        self.known.lock().active.insert(uid, entry.clone());
+        entry.follow(&self.shared);
+        Ok(())
+    }
+
+    pub fn update(&self, uid: &str, settings: pb::PodSettings) -> Result<(), Failure> {
+        match self.known.lock().active.get(uid) {
+            Some(entry) => {
+                entry.update(settings);
+                Ok(())
+            }
+            None => Err(Failure::new(Code::NotFound, uid, "no such pod")),
+        }
+    }
+
+    /// With a deadline: returns when nothing new is accepted, PodDrained follows. Without: returns
+    /// when nothing of the pod is left. Unknown ones are fine.
+    pub async fn remove(self: &Arc<Self>, uid: &str, drain: Option<Duration>) {
+        let _change = self.changes.lock().await;
+        let entry = self.known.lock().active.get(uid).cloned();
+        match (entry, drain) {
+            (Some(entry), Some(deadline)) => self.begin_drain(&entry, deadline),
+            (Some(entry), None) => self.cut(&entry).await,
+            (None, _) => {}
+        }
+        if drain.is_none() {
+            for leaving in self.leaving_now(uid) {
+                leaving.proxy.cut().await;
+            }
+        }
+    }
+
+    /// Cuts every pod that isn't named.
+    pub async fn keep(self: &Arc<Self>, uids: &[String]) {
+        let _change = self.changes.lock().await;
+        let superfluous: Vec<_> = {
+            let known = self.known.lock();
+            let named = |entry: &&Arc<Entry>| uids.contains(&entry.info.uid);
+            let rest = known.active.values().filter(|entry| !named(entry));
+            rest.cloned().collect()
+        };
+        for entry in superfluous {
+            self.cut(&entry).await;
+        }
+    }
+
+    /// Takes no more pods, and returns when no connection of any is left.
+    pub async fn drain_all(self: &Arc<Self>, deadline: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        {
+            let _change = self.changes.lock().await;
+            let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+            for entry in active {
+                self.begin_drain(&entry, deadline);
+            }
+        }
+        let mut left = self.leaving.subscribe();
+        // Pods that were leaving before may have later deadlines of their own.
+        let all = tokio::time::timeout(deadline, left.wait_for(|left| *left == 0));
+        if all.await.is_err() {
+            let late = self.known.lock().leaving.clone();
+            for entry in late {
+                entry.proxy.cut().await;
+            }
+            let _ = left.wait_for(|left| *left == 0).await;
+        }
+    }
+
+    /// Second descriptors of all listeners. Both sides accept from then on.
+    pub async fn hand_over(&self) -> Result<Vec<(String, ListeningFds)>, Failure> {
+        let _change = self.changes.lock().await;
+        if self.draining() {
+            let text = "this data plane is draining: it has nothing to hand over";
+            return Err(Failure::new(Code::Draining, "", text));
+        }
+        let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+        let mut given = Vec::new();
+        for entry in active {
+            if let Some(fds) = entry.duplicate_listeners()? {
+                given.push((entry.info.uid.clone(), fds));
+            }
+        }
+        Ok(given)
+    }
+
+    /// The successor accepts: this side stops. Connections go on.
+    pub async fn handed_over(&self, uids: &[String]) {
+        let _change = self.changes.lock().await;
+        let known = self.known.lock();
+        for entry in uids.iter().filter_map(|uid| known.active.get(uid)) {
+            entry.hand_over_done();
+        }
+    }
+
+    /// All prepared pods accept, on these listeners or, where there is none, on their own. All or
+    /// nothing.
+    pub async fn serve_prepared(
+        &self,
+        mut adopted: HashMap<String, Vec<(u16, OwnedFd)>>,
+    ) -> Result<(), Failure> {
+        let _change = self.changes.lock().await;
+        let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+        let mut ready = Vec::new();
+        for entry in active.iter().filter(|entry| !entry.listening()) {
+            let listeners = match adopted.remove(&entry.info.uid) {
+                Some(fds) => Listeners::adopt(fds, &self.shared.config.ports)
+                    .map_err(|error| Failure::listen(&entry.info, &error))?,
+                None => self.bind(&entry.info, &entry.netns)?,
+            };
+            ready.push((entry, listeners));
+        }
+        for (entry, listeners) in ready {
+            entry.serve(listeners)?;
+        }
+        for uid in adopted.keys() {
+            tracing::warn!(uid, "the predecessor serves a pod that nobody told us of");
+        }
+        Ok(())
+    }
+
+    pub fn list(&self) -> Vec<pb::PodStatus> {
+        let known = self.known.lock();
+        let all = known.active.values().chain(&known.leaving);
+        all.map(|entry| entry.status()).collect()
+    }
+
+    /// "" for all pods.
+    pub fn connections(&self, uid: &str) -> Result<Vec<pb::Connection>, Failure> {
+        let wanted: Vec<_> = {
+            let known = self.known.lock();
+            let all = known.active.values().chain(&known.leaving);
+            let of = all.filter(|entry| uid.is_empty() || entry.info.uid == uid);
+            of.cloned().collect()
+        };
+        if wanted.is_empty() && !uid.is_empty() {
+            return Err(Failure::new(Code::NotFound, uid, "no such pod"));
+        }
+        let connections = wanted.iter().flat_map(|entry| entry.proxy.connections());
+        Ok(connections.collect())
+    }
+
+    /// The `workloadState` section of the dump (facts ztunnel 13.1).
+    pub fn dump(&self) -> serde_json::Value {
+        let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+        let object = active
+            .iter()
+            .map(|entry| (entry.info.uid.clone(), entry.dump()));
+        json!(object.collect::<BTreeMap<_, _>>())
+    }
+
+    /// Pods learn their identities as records arrive. Runs as long as the process.
+    pub async fn follow_store(self: Arc<Self>) {
+        let mut changes = self.shared.store.subscribe();
+        while changes.changed().await.is_ok() {
+            let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+            for entry in active {
+                entry.follow(&self.shared);
+            }
+        }
+    }
+
+    fn bind(&self, info: &PodInfo, netns: &Netns) -> Result<Listeners, Failure> {
+        let twin = {
+            let known = self.known.lock();
+            let mut active = known.active.values();
+            active
+                .find(|e| e.listening() && e.netns.id() == netns.id() && e.info.uid != info.uid)
+                .map(|entry| entry.info.to_string())
+        };
+        if let Some(twin) = twin {
+            let text = format!("{info}: {twin} has the same network namespace");
+            return Err(Failure::new(Code::InUse, info.uid.clone(), text));
+        }
+        Listeners::bind(netns, &self.shared.config).map_err(|error| Failure::listen(info, &error))
+    }
+
+    /// The entry is unknown and without connections or tasks afterwards.
+    async fn cut(&self, entry: &Arc<Entry>) {
+        self.forget_active(entry);
+        entry.stop_accepting();
+        entry.proxy.cut().await;
+        entry.release(&self.shared);
+        tracing::info!(uid = entry.info.uid, "pod removed");
+    }
+
+    fn begin_drain(self: &Arc<Self>, entry: &Arc<Entry>, deadline: Duration) {
+        self.forget_active(entry);
+        entry.stop_accepting();
+        self.known.lock().leaving.push(entry.clone());
+        self.leaving.send_modify(|left| *left += 1);
+        let (pods, entry) = (self.clone(), entry.clone());
+        tokio::spawn(async move {
+            entry.proxy.drain(deadline).await;
+            entry.release(&pods.shared);
+            pods.known
+                .lock()
+                .leaving
+                .retain(|e| !Arc::ptr_eq(e, &entry));
+            tracing::info!(uid = entry.info.uid, "pod drained");
+            let uid = entry.info.uid.clone();
+            pods.agent.emit(Event::PodDrained(pb::PodDrained { uid }));
+            drop(entry);
+            pods.leaving.send_modify(|left| *left -= 1);
+        });
+    }
+
+    fn forget_active(&self, entry: &Arc<Entry>) {
+        let mut known = self.known.lock();
+        let uid = &entry.info.uid;
+        if known.active.get(uid).is_some_and(|e| Arc::ptr_eq(e, entry)) {
+            known.active.remove(uid);
+        }
+    }
+
+    fn leaving_now(&self, uid: &str) -> Vec<Arc<Entry>> {
+        let known = self.known.lock();
+        let of = known.leaving.iter().filter(|entry| entry.info.uid == uid);
+        of.cloned().collect()
+    }
+}
+
+fn parse(pod: pb::Pod) -> Result<PodInfo, Failure> {
+    let fields = [
+        ("uid", &pod.uid),
+        ("name", &pod.name),
+        ("namespace", &pod.namespace),
+        ("service_account", &pod.service_account),
+    ];
+    if let Some((field, _)) = fields.iter().find(|(_, value)| value.is_empty()) {
+        let text = format!("pod.{field} is empty");
+        return Err(Failure::invalid(pod.uid, text));
+    }
+    Ok(PodInfo {
+        uid: pod.uid,
+        name: pod.name,
+        namespace: pod.namespace,
+        service_account: pod.service_account,
+    })
+}

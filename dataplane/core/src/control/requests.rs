@@ -1,0 +1,165 @@
+//! What each request does.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use pb::reply::Body;
+use pb::request::Body as Ask;
+
+use super::failure::Failure;
+use super::instance::Instance;
+use super::session::{Answer, Job, Session};
+use super::{handover, status, streams};
+use crate::config::Limits;
+use crate::identity::Identity;
+use crate::wire::control as pb;
+
+type Result = std::result::Result<Body, Failure>;
+
+const DONE: Result = Ok(Body::Done(pb::Done {}));
+
+pub(super) async fn answer(session: &Session, job: Job) {
+    let Job { ask, fds, answer } = job;
+    let instance = &session.instance;
+    let result = match ask {
+        Ask::Drain(drain) => return self::drain(instance, &drain, &answer).await,
+        Ask::AddPod(add) => add_pod(instance, add, fds).await,
+        Ask::UpdatePod(update) => update_pod(instance, update),
+        Ask::RemovePod(remove) => remove_pod(instance, &remove).await,
+        Ask::KeepPods(keep) => keep_pods(instance, &keep).await,
+        Ask::PodsSynced(_) => pods_synced(instance),
+        Ask::ListPods(_) => list_pods(instance),
+        Ask::Apply(apply) => self::apply(instance, apply).await,
+        Ask::NewCsr(csr) => new_csr(instance, &csr),
+        Ask::InstallCertificate(install) => install_certificate(instance, &install),
+        Ask::FailCertificate(fail) => fail_certificate(instance, &fail),
+        Ask::ListConnections(list) => streams::connections(instance, &list.pod_uid, &answer).await,
+        Ask::GetMetrics(_) => streams::metrics(instance, &answer).await,
+        Ask::Dump(dump) => streams::dump(instance, &dump.section, &answer).await,
+        Ask::Configure(configure) => self::configure(instance, configure),
+        Ask::HandOver(_) => handover::give(session, &answer).await.and(DONE),
+        Ask::HandOverDone(_) => handover::given(session).await.and(DONE),
+        Ask::TakeListeners(take) => handover::take(instance, &take.socket).await.and(DONE),
+        Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
+    };
+    answer.last(result).await;
+}
+
+async fn add_pod(
+    instance: &Instance,
+    add: pb::AddPod,
+    mut fds: Vec<std::os::fd::OwnedFd>,
+) -> Result {
+    let pods = &instance.configured()?.pods;
+    let pod = add.pod.unwrap_or_default();
+    let Some(fd) = fds.pop() else {
+        let text = "AddPod needs the descriptor of the pod's network namespace";
+        return Err(Failure::invalid(pod.uid, text));
+    };
+    let settings = add.settings.unwrap_or_default();
+    pods.add(pod, settings, fd, add.prepare_only).await?;
+    DONE
+}
+
+fn update_pod(instance: &Instance, update: pb::UpdatePod) -> Result {
+    let pods = &instance.configured()?.pods;
+    pods.update(&update.uid, update.settings.unwrap_or_default())?;
+    DONE
+}
+
+async fn remove_pod(instance: &Instance, remove: &pb::RemovePod) -> Result {
+    // Without a node there are no pods, and unknown ones are Done.
+    if let Some(node) = instance.node() {
+        let deadline = deadline(instance, remove.deadline_ms);
+        let drain = remove.drain.then_some(deadline);
+        node.pods.remove(&remove.uid, drain).await;
+    }
+    DONE
+}
+
+async fn keep_pods(instance: &Instance, keep: &pb::KeepPods) -> Result {
+    instance.configured()?.pods.keep(&keep.uids).await;
+    DONE
+}
+
+fn pods_synced(instance: &Instance) -> Result {
+    let pods = instance.configured()?.pods.list().len();
+    tracing::info!(pods, "the agent's first list of pods is complete");
+    DONE
+}
+
+fn list_pods(instance: &Instance) -> Result {
+    let pods = instance.node().map(|node| node.pods.list());
+    Ok(Body::Pods(pb::PodsReply {
+        pods: pods.unwrap_or_default(),
+    }))
+}
+
+async fn apply(instance: &Instance, apply: pb::Apply) -> Result {
+    let applied = instance.configured()?.apply(apply.response).await?;
+    let rejection = |(name, reason)| pb::Rejection { name, reason };
+    Ok(Body::Apply(pb::ApplyReply {
+        type_url: applied.type_url,
+        nonce: applied.nonce,
+        rejected: applied.rejected.into_iter().map(rejection).collect(),
+        accepted: applied.accepted,
+        removed: applied.removed,
+    }))
+}
+
+fn new_csr(instance: &Instance, ask: &pb::NewCsr) -> Result {
+    let identity = identity(&ask.identity)?;
+    let csr = instance.certs.new_csr(&identity);
+    let csr = csr.map_err(|error| Failure::certificate(&ask.identity, &error))?;
+    Ok(Body::NewCsr(pb::NewCsrReply { csr }))
+}
+
+fn install_certificate(instance: &Instance, ask: &pb::InstallCertificate) -> Result {
+    let identity = identity(&ask.identity)?;
+    let installed = instance.certs.install(&identity, &ask.chain, &ask.roots);
+    let installed = installed.map_err(|error| Failure::certificate(&ask.identity, &error))?;
+    tracing::info!(%identity, serial = installed.serial, "certificate installed");
+    Ok(Body::Certificate(pb::InstallCertificateReply {
+        certificate: Some(status::certificate(&installed)),
+    }))
+}
+
+fn fail_certificate(instance: &Instance, ask: &pb::FailCertificate) -> Result {
+    instance.certs.fail(&identity(&ask.identity)?, &ask.text);
+    DONE
+}
+
+fn configure(instance: &Instance, ask: pb::Configure) -> Result {
+    let shared = &instance.configured()?.shared;
+    if let Some(log) = ask.log {
+        let bad = |text| Failure::invalid("log.filter", text);
+        shared.telemetry.configure(&log).map_err(bad)?;
+    }
+    if let Some(limits) = ask.limits {
+        shared.limits.store(Limits::parse(&limits).into());
+    }
+    DONE
+}
+
+async fn drain(instance: &Instance, ask: &pb::Drain, answer: &Answer) {
+    if let Some(node) = instance.node() {
+        let deadline = deadline(instance, ask.deadline_ms);
+        tracing::info!(?deadline, exit = ask.exit, "draining: asked to");
+        node.pods.drain_all(deadline).await;
+    }
+    answer.last_and_flush(DONE).await;
+    if ask.exit {
+        instance.exit.notify_one();
+    }
+}
+
+fn deadline(instance: &Instance, asked_ms: u32) -> Duration {
+    match (asked_ms, instance.node()) {
+        (0, Some(node)) => node.shared.limits.load().drain_deadline,
+        _ => Duration::from_millis(asked_ms.into()),
+    }
+}
+
+fn identity(text: &str) -> std::result::Result<Identity, Failure> {
+    Identity::from_str(text).map_err(|error| Failure::invalid(text, error.to_string()))
+}

@@ -1,0 +1,104 @@
+//! Long answers in chunks, each made only when the one before it has left: a slow reader holds a
+//! snapshot, never a worker or a queue.
+
+use bytes::Bytes;
+use pb::reply::Body;
+
+use super::failure::{Code, Failure};
+use super::instance::Instance;
+use super::session::Answer;
+use crate::wire::control as pb;
+
+const CHUNK: usize = 64 << 10;
+const CONNECTIONS_A_CHUNK: usize = 500;
+
+type Pieces = Box<dyn Iterator<Item = Vec<u8>> + Send>;
+
+pub(super) async fn metrics(instance: &Instance, answer: &Answer) -> Result<Body, Failure> {
+    let telemetry = instance.configured()?.shared.telemetry.clone();
+    let text = off_the_workers(move || telemetry.encode()).await?;
+    whole(text.into(), answer).await
+}
+
+pub(super) async fn dump(
+    instance: &Instance,
+    section: &str,
+    answer: &Answer,
+) -> Result<Body, Failure> {
+    let node = instance.configured()?;
+    match section {
+        "certificates" => {
+            let certs = instance.certs.clone();
+            let json = off_the_workers(move || certs.dump().to_string()).await?;
+            whole(json.into(), answer).await
+        }
+        "workloadState" => {
+            let pods = node.pods.clone();
+            let json = off_the_workers(move || pods.dump().to_string()).await?;
+            whole(json.into(), answer).await
+        }
+        _ => {
+            let (store, name) = (node.shared.store.clone(), section.to_owned());
+            let pieces = off_the_workers(move || store.dump(&name)).await?;
+            let unknown = "no such section: workloads, services, policies, certificates, \
+                           workloadState";
+            match pieces {
+                Some(pieces) => stream(pieces, answer).await,
+                None => Err(Failure::new(Code::NotFound, section, unknown)),
+            }
+        }
+    }
+}
+
+pub(super) async fn connections(
+    instance: &Instance,
+    pod_uid: &str,
+    answer: &Answer,
+) -> Result<Body, Failure> {
+    let connections = instance.configured()?.pods.connections(pod_uid)?;
+    let body = |connections: Vec<_>| Body::Connections(pb::ConnectionsReply { connections });
+    let mut rest = connections.into_iter();
+    loop {
+        let next: Vec<_> = rest.by_ref().take(CONNECTIONS_A_CHUNK).collect();
+        if rest.len() == 0 {
+            return Ok(body(next));
+        }
+        answer.more(body(next)).await;
+    }
+}
+
+async fn whole(mut text: Bytes, answer: &Answer) -> Result<Body, Failure> {
+    while text.len() > CHUNK {
+        answer.more(chunk(text.split_to(CHUNK))).await;
+    }
+    Ok(chunk(text))
+}
+
+async fn stream(mut pieces: Pieces, answer: &Answer) -> Result<Body, Failure> {
+    let mut last = Vec::new();
+    loop {
+        let (piece, rest) = off_the_workers(move || (pieces.next(), pieces)).await?;
+        pieces = rest;
+        match piece {
+            Some(piece) => {
+                let before = std::mem::replace(&mut last, piece);
+                if !before.is_empty() && !answer.more(chunk(before.into())).await {
+                    // The reader is gone; what would follow goes nowhere.
+                    return Ok(chunk(Bytes::new()));
+                }
+            }
+            None => return Ok(chunk(last.into())),
+        }
+    }
+}
+
+async fn off_the_workers<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::new(Code::Internal, "", error.to_string()))
+}
+
+fn chunk(data: Bytes) -> Body {
+    Body::Chunk(pb::Chunk { data })
+}
