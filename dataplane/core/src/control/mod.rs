@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -58,6 +59,9 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error + Sen
     server.abort();
     if let Some(node) = instance.node() {
         tracing::info!("data plane ends");
+        let telemetry = node.shared.telemetry.clone();
+        let flush = move || telemetry.flush_log(Duration::from_secs(1));
+        let _ = tokio::task::spawn_blocking(flush).await;
     }
     Ok(())
 }
