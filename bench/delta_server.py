@@ -41,7 +41,7 @@ class DeltaServer:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # Agents ping every 30 s, also when nothing is said.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.http2.max_ping_strikes", 0),
             ]
         )

@@ -6,7 +6,7 @@ config maps are.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from agent.xds.manifest import LocalResource, Resources, parse
 from agent.xds.progress import Progress
 from agent.xds.status import XdsStatus
 from agent.xds.target import ApplyTarget, Attachment, AttachPoint
-from agent.xds.types import TYPES
+from agent.xds.types import ADDRESS, AUTHORIZATION, TYPES
 from proto.gen import control_pb2, discovery_pb2
 
 # An edit should show before its author has switched windows; a stat costs microseconds.
@@ -84,8 +84,7 @@ class LocalFile:
         while not attached.gone.is_set():
             await self._read()
             if self._resources is not None and self._resources is not pushed:
-                for type_url in TYPES:
-                    await self._push(attached.target, type_url, sent.setdefault(type_url, {}))
+                await self._push(attached.target, sent, self._resources)
                 pushed = self._resources
             if self._error:
                 self._show(self._error)
@@ -116,38 +115,52 @@ class LocalFile:
             self._error = ""
             log.info("local file read path=%s", self._path)
 
-    async def _push(self, target: ApplyTarget, type_url: str, sent: dict[str, str]) -> None:
-        """Sends the difference to `sent` and records it there, rejected versions too: they
-        needn't be sent again until they change. Always sent the first time, also empty: it marks
-        the type as processed."""
-        assert self._resources is not None  # the caller looked
-        wanted = self._resources[type_url]
-        changed = {
-            name: resource
-            for name, resource in wanted.items()
-            if sent.get(name) != resource.version
-        }
-        removed = sorted(sent.keys() - wanted.keys())
-        processed = self._progress.snapshot().types[type_url].processed
-        if not changed and not removed and processed:
-            return
-        self._pushes += 1
-        response = _response(type_url, str(self._pushes), changed, removed)
-        reply = await target.apply(response)
-        self._progress.applied(response, reply)
-        for rejection in reply.rejected:
-            log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
-        for name in removed:
-            del sent[name]
-        sent.update({name: resource.version for name, resource in changed.items()})
+    async def _push(
+        self, target: ApplyTarget, sent: dict[str, dict[str, str]], wanted: Resources
+    ) -> None:
+        """Brings the data plane from `sent`, which is kept true, to `wanted`.
+
+        Policies arrive before the workloads that list them and leave after. Every type is sent
+        once even if empty: that marks it as processed.
+        """
+        plans = {url: _difference(sent.setdefault(url, {}), wanted[url]) for url in TYPES}
+        for type_url, changed, removed in (
+            (AUTHORIZATION, plans[AUTHORIZATION].changed, []),
+            (ADDRESS, plans[ADDRESS].changed, plans[ADDRESS].removed),
+            (AUTHORIZATION, {}, plans[AUTHORIZATION].removed),
+        ):
+            processed = self._progress.snapshot().types[type_url].processed
+            if not changed and not removed and processed:
+                continue
+            self._pushes += 1
+            response = _response(type_url, str(self._pushes), changed, removed)
+            reply = await target.apply(response)
+            self._progress.applied(response, reply)
+            for rejection in reply.rejected:
+                log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
+            for name in removed:
+                del sent[type_url][name]
+            # Rejected ones too: they needn't be sent again until they change.
+            sent[type_url].update({name: entry.version for name, entry in changed.items()})
 
     def _show(self, text: str) -> None:
         if self._progress.failed(text):
             log.warning("local file failed error=%r", text)
 
 
+@dataclass(frozen=True)
+class _Difference:
+    changed: Mapping[str, LocalResource]
+    removed: Sequence[str]
+
+
+def _difference(sent: Mapping[str, str], wanted: Mapping[str, LocalResource]) -> _Difference:
+    changed = {name: entry for name, entry in wanted.items() if sent.get(name) != entry.version}
+    return _Difference(changed, sorted(sent.keys() - wanted.keys()))
+
+
 def _response(
-    type_url: str, nonce: str, changed: dict[str, LocalResource], removed: Sequence[str]
+    type_url: str, nonce: str, changed: Mapping[str, LocalResource], removed: Sequence[str]
 ) -> bytes:
     response = discovery_pb2.DeltaDiscoveryResponse(
         type_url=type_url, nonce=nonce, removed_resources=removed

@@ -4,5 +4,6 @@ from typing import Final
 
 ADDRESS: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION: Final = "type.googleapis.com/istio.security.Authorization"
-# Subscribed in this order, so that workloads are usually known before the policies they list.
-TYPES: Final = (ADDRESS, AUTHORIZATION)
+# Subscribed in this order: a workload that lists a policy which hasn't arrived is closed to
+# everybody, so policies come first.
+TYPES: Final = (AUTHORIZATION, ADDRESS)

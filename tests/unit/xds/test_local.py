@@ -168,6 +168,16 @@ def replace(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
+def kinds(target: RecordingDataplane) -> list[str]:
+    """Of each response: which type, and whether it brings or takes."""
+    found = []
+    for raw in target.responses:
+        response = discovery_pb2.DeltaDiscoveryResponse.FromString(raw)
+        what = response.type_url.rpartition(".")[2]
+        found.append(f"{'+' if response.resources else '-'}{what}")
+    return found
+
+
 def last(target: RecordingDataplane) -> discovery_pb2.DeltaDiscoveryResponse:
     return discovery_pb2.DeltaDiscoveryResponse.FromString(target.responses[-1])
 
@@ -183,7 +193,7 @@ async def test_changes_are_sent_as_differences(tmp_path: Path) -> None:
         assert set(target.held[AUTHORIZATION]) == {"shop/deny"}
         assert len(target.responses) == 2
         web = parse(MESH, "x")[ADDRESS]["c//Pod/shop/web"]
-        sent = discovery_pb2.DeltaDiscoveryResponse.FromString(target.responses[0])
+        sent = discovery_pb2.DeltaDiscoveryResponse.FromString(target.responses[1])
         packed = next(entry for entry in sent.resources if entry.name == "c//Pod/shop/web")
         assert packed.resource.type_url == ADDRESS
         assert workload_pb2.Address.FromString(packed.resource.value) == web.message
@@ -193,6 +203,20 @@ async def test_changes_are_sent_as_differences(tmp_path: Path) -> None:
         replace(path, "services: []")
         await eventually(lambda: len(target.responses) == 5)
         assert target.held == {ADDRESS: {}, AUTHORIZATION: {}}
+
+
+async def test_policies_come_before_the_workloads_that_list_them_and_leave_after(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mesh.yaml"
+    path.write_text(MESH)
+    target = RecordingDataplane()
+    async with running(path) as source:
+        source.attach(target, [])
+        await eventually(lambda: source.status().processed)
+        replace(path, "{}")
+        await eventually(lambda: len(target.responses) == 4)
+        assert kinds(target) == ["+Authorization", "+Address", "-Address", "-Authorization"]
 
 
 async def test_bad_file_keeps_the_last_good_state(tmp_path: Path) -> None:
