@@ -1,10 +1,23 @@
 //! L4 authorization (facts ztunnel 5): who may talk to whom, decided at the destination.
 
+mod decision;
+mod matcher;
+mod record;
+mod set;
+
+#[cfg(test)]
+mod decision_test;
+#[cfg(test)]
+mod matcher_test;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::identity::Identity;
-use crate::state::{Snapshot, Workload};
+
+pub use decision::decide;
+pub use record::{Account, Action, Clause, Match, Policy, Published, Rule, Scope, Text};
+pub use set::{Entry, Malformed, PolicyEdit, PolicySet};
 
 /// What policies can test of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,11 +56,6 @@ pub enum DenyReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub verdict: Verdict,
-    /// (policy, "would deny" | "would allow")
+    /// (policy, "would deny" | "would allow"), by name.
     pub dry_run: Vec<(Arc<str>, &'static str)>,
-}
-
-/// Deterministic: of several policies that match, the first by name decides.
-pub fn decide(_snapshot: &Snapshot, _destination: &Workload, _subject: &Subject) -> Decision {
-    unimplemented!()
 }

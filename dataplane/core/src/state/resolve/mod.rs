@@ -1,14 +1,28 @@
 //! Where a captured connection goes (facts ztunnel 2.2–2.7), and where an inbound CONNECT ends
 //! (facts ztunnel 3.5, 3.6): pure functions over a snapshot.
 
-use std::net::{IpAddr, SocketAddr};
+mod inbound;
+mod outbound;
+mod refusal;
+mod upstream;
+
+#[cfg(test)]
+mod inbound_test;
+#[cfg(test)]
+mod outbound_test;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{ServiceName, Snapshot, Workload};
-use crate::config::Config;
+use super::{ServiceName, Workload};
 use crate::identity::Identity;
 
+pub use inbound::inbound;
+pub use outbound::outbound;
+pub use refusal::{InboundRefusal, Refusal};
+
 /// The decision for one outbound connection.
+#[derive(Debug)]
 pub enum Route {
     /// Raw TCP to where the client wanted to go; nothing is known about it.
     Passthrough { dst: SocketAddr },
@@ -22,6 +36,7 @@ pub enum Route {
     Hbone(HboneRoute),
 }
 
+#[derive(Debug)]
 pub struct HboneRoute {
     /// TCP destination: workload or waypoint, port 15008 or the waypoint's.
     pub tunnel: SocketAddr,
@@ -35,23 +50,6 @@ pub struct HboneRoute {
     pub via_waypoint: bool,
 }
 
-/// Why no route exists. Texts carry the hint that an operator needs.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    #[error("placeholder")]
-    Placeholder,
-}
-
-pub fn outbound(
-    _snapshot: &Snapshot,
-    _config: &Config,
-    _source: &Workload,
-    _client: IpAddr,
-    _dst: SocketAddr,
-) -> Result<Route, Refusal> {
-    unimplemented!()
-}
-
 /// `:authority` of an inbound CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authority {
@@ -60,34 +58,15 @@ pub enum Authority {
 }
 
 /// What an inbound CONNECT leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inbound {
-    /// The application's address: the tunnel's local IP and the resolved port.
+    /// The application's address as policies and logs know it: the tunnel's local IP and the
+    /// resolved port.
     pub dst: SocketAddr,
+    /// Where to connect: `dst`, or the loopback address for an application that wants PROXY
+    /// protocol (facts ztunnel 3.6).
+    pub connect: SocketAddr,
+    /// Destination to write into a PROXY protocol header (facts ztunnel 3.7); None: no header.
+    pub proxy_header: Option<SocketAddr>,
     pub service: Option<ServiceName>,
-}
-
-/// Each variant maps to a status of facts ztunnel 3.4.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-pub enum InboundRefusal {
-    #[error("placeholder")]
-    Placeholder,
-}
-
-impl InboundRefusal {
-    /// HTTP status of the answer (facts ztunnel 3.4).
-    pub fn status(&self) -> u16 {
-        unimplemented!()
-    }
-}
-
-/// Steps 4 and 5 of facts ztunnel 3.4. `local` is the local address of the tunnel's socket.
-pub fn inbound(
-    _snapshot: &Snapshot,
-    _config: &Config,
-    _own: &Workload,
-    _local: SocketAddr,
-    _authority: &Authority,
-    _forwarded_host: Option<&str>,
-) -> Result<Inbound, InboundRefusal> {
-    unimplemented!()
 }
