@@ -80,7 +80,7 @@ async def _serve(options: Options) -> None:
         loop.add_signal_handler(number, ended.set)
     plane = await ControlPlane.bind(options)
     try:
-        await plane.serve(ended)
+        await plane.serve(ended, lambda: print(f"ready {' '.join(plane.addresses)}", flush=True))
     finally:
         await plane.close()
     fact(_log, logging.INFO, "control plane ended")
@@ -151,8 +151,8 @@ class ControlPlane:
                 ) from error
             self.addresses.append(f"{host}:{port}")
 
-    async def serve(self, ended: asyncio.Event) -> None:
-        """Reads the manifests, then serves until `ended`. Raises what breaks it."""
+    async def serve(self, ended: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
+        """Reads the manifests, serves, calls `started`, ends with `ended`. Raises what breaks it."""
         await self.manifests.load()
         self.pipeline.refresh()
         await self._server.start()
@@ -165,7 +165,7 @@ class ControlPlane:
             root=self.options.state / ROOT_FILE,
             manifests=self.options.manifests,
         )
-        print(f"ready {' '.join(self.addresses)}", flush=True)
+        started()
         tasks = [
             asyncio.create_task(self.manifests.run(self._changed)),
             asyncio.create_task(self._status.run(self.view)),
@@ -183,6 +183,7 @@ class ControlPlane:
     async def close(self) -> None:
         """Ends streams, frees ports and the state folder."""
         await self._server.stop(_GRACE)
+        self._status.remove()
         os.close(self._lock)
 
     def view(self) -> Mapping[str, object]:

@@ -65,3 +65,7 @@ class StatusFile:
             state_files.write(self.path, data + b"\n", state_files.PUBLIC)
         except OSError as error:
             fact(_log, logging.ERROR, "status not written", file=self.path, reason=error.strerror)
+
+    def remove(self) -> None:
+        """A file that is there belongs to a control plane that runs, or was killed."""
+        self.path.unlink(missing_ok=True)

@@ -26,9 +26,10 @@ def split(text: str) -> list[Chunk]:
     chunks: list[Chunk] = []
     start = 0
     for number, line in enumerate(lines):
-        if number > start and line.startswith("---") and line[3:4] in ("", " ", "\t", "\n", "\r"):
+        if line.startswith("---") and line[3:4] in ("", " ", "\t", "\n", "\r"):
             chunks.append(Chunk(start, "".join(lines[start:number])))
-            start = number
+            # A bare separator is nobody's text: a document that moves stays what it was.
+            start = number + 1 if line.strip() == "---" else number
     chunks.append(Chunk(start, "".join(lines[start:])))
     return chunks
 
