@@ -131,7 +131,8 @@ class ControlPlane:
         )
         self.pipeline = Pipeline(self.manifests, Translator(mesh), vips, self.index)
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
-        Discovery(self.index, key, self.nodes).register(self._server)
+        self._discovery = Discovery(self.index, key, self.nodes)
+        self._discovery.register(self._server)
         CertificateService(
             self.authority,
             key,
@@ -152,7 +153,7 @@ class ControlPlane:
             self.addresses.append(f"{host}:{port}")
 
     async def serve(self, ended: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
-        """Reads the manifests, serves, calls `started`, ends with `ended`. Raises what breaks it."""
+        """Reads manifests, serves, calls `started`, ends with `ended`. Raises what breaks it."""
         await self.manifests.load()
         self.pipeline.refresh()
         await self._server.start()
@@ -182,6 +183,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         """Ends streams, frees ports and the state folder."""
+        self._discovery.end()
         await self._server.stop(_GRACE)
         self._status.remove()
         os.close(self._lock)

@@ -31,6 +31,11 @@ class Discovery:
         self._index = index
         self._key = key
         self._nodes = nodes
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Ends all streams in words, so that nodes know it was meant and connect again."""
+        self._ending.set()
 
     def register(self, server: grpc.aio.Server) -> None:
         method = grpc.stream_stream_rpc_method_handler(
@@ -54,7 +59,8 @@ class Discovery:
         entry = self._nodes.opened(token.node, context.peer())
         fact(_log, logging.INFO, "node connected", node=token.node, peer=entry.peer)
         try:
-            await _Stream(self._index, self._nodes, entry, token, context).run(requests)
+            stream = _Stream(self._index, self._nodes, entry, token, context)
+            await stream.run(requests, self._ending)
         except RefusedError as error:
             fact(_log, logging.WARNING, "stream refused", node=token.node, reason=error)
             await context.abort(error.code, str(error))
@@ -93,14 +99,19 @@ class _Stream:
         self._sent: dict[str, int] = {}
         self._outstanding: dict[str, None] = {}
 
-    async def run(self, requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]) -> None:
+    async def run(
+        self,
+        requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
+        ending: asyncio.Event,
+    ) -> None:
+        ended = asyncio.ensure_future(ending.wait())
         reading = asyncio.ensure_future(anext(requests, None))
         changed = asyncio.ensure_future(self._index.after(self._index.generation))
         try:
             while True:
                 left = self._token.expires - time.time()
                 done, _ = await asyncio.wait(
-                    {reading, changed},
+                    {reading, changed, ended},
                     timeout=max(left, 0),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -109,6 +120,10 @@ class _Stream:
                         grpc.StatusCode.UNAUTHENTICATED,
                         f"the token of node {self._token.node} has expired: make a new one with "
                         f"`underpass controlplane token --node {self._token.node}`",
+                    )
+                if ended in done:
+                    raise RefusedError(
+                        grpc.StatusCode.UNAVAILABLE, "the control plane is ending: connect again"
                     )
                 if reading in done:
                     request = reading.result()
@@ -121,8 +136,8 @@ class _Stream:
                     oldest = min(self._sent.values(), default=self._index.generation)
                     changed = asyncio.ensure_future(self._index.after(oldest))
         finally:
-            reading.cancel()
-            changed.cancel()
+            for task in (reading, changed, ended):
+                task.cancel()
 
     async def _on_request(self, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
         if not self._known_node:

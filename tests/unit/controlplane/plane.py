@@ -86,7 +86,7 @@ class NodeStream:
             METHOD,
             request_serializer=Request.SerializeToString,
             response_deserializer=Response.FromString,
-        )(metadata=(("authorization", f"Bearer {token}"),) if token else ())
+        )(None, metadata=(("authorization", f"Bearer {token}"),) if token else ())
         self._named = False
 
     async def subscribe(
@@ -114,7 +114,7 @@ class NodeStream:
     async def error(self) -> tuple[grpc.StatusCode, str]:
         async with asyncio.timeout(10):
             with contextlib.suppress(grpc.aio.AioRpcError):
-                while await self.call.read() is not grpc.aio.EOF:
+                while isinstance(await self.call.read(), Response):
                     pass
             return await self.call.code(), await self.call.details()
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from controlplane.sources.objects import (
     Gateway,
     Mode,
     Namespace,
+    Object,
     PeerAuthentication,
     Pod,
     RefusedPolicy,
@@ -20,6 +22,7 @@ from controlplane.sources.objects import (
 )
 from tests.unit.controlplane.world import pod
 
+T = TypeVar("T", bound=Object)
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"
 
 
@@ -56,7 +59,7 @@ class Watched:
             while self.changes == before:
                 await asyncio.sleep(0.01)
 
-    def names(self, kind: type) -> list[str]:
+    def names(self, kind: type[T]) -> list[str]:
         return sorted(item.meta.name for item in self.manifests.world.of(kind))
 
     def messages(self) -> list[str]:
