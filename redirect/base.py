@@ -114,7 +114,8 @@ class Redirect(Protocol):
         that this call added stays behind. Raises RedirectError."""
 
     async def verify(self, target: Target) -> tuple[str, ...]:
-        """Problems in words; () when everything is as `install` would leave it."""
+        """Problems in words; () when everything is as `install` would leave it. Raises
+        RedirectError when the namespace can't be read."""
 
     async def remove(self, target: Target) -> None:
         """Leaves nothing of ours in the namespace; safe to repeat."""

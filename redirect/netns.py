@@ -78,13 +78,18 @@ class _Job:
         self.subject = subject
         self.done: Future[Any] = Future()
 
-    def answer(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def answer(self) -> None:
         if self.fd is not None:
             os.close(self.fd)
-        if error is None:
-            self.done.set_result(result)
+        if self.done.cancelled():
+            return
+        if self.error is None:
+            self.done.set_result(self.result)
         else:
-            self.done.set_exception(error)
+            self.done.set_exception(self.error)
 
 
 class _Worker:
@@ -101,8 +106,12 @@ class _Worker:
         home = _open_current()
         try:
             while (job := self.jobs.get()) is not None:
-                if not _visit(job, home):
+                came_home = _visit(job, home)
+                # Before its caller can ask for more.
+                if not came_home:
                     self._give_up()
+                job.answer()
+                if not came_home:
                     return
         finally:
             os.close(home)
@@ -111,28 +120,27 @@ class _Worker:
         with self._lock:
             self.lost = True
             while not self.jobs.empty():
-                if (job := self.jobs.get()) is not None:
-                    job.answer(error=RedirectError(f"{job.subject}: the namespace thread was lost"))
+                job = self.jobs.get()
+                if job is not None and job.done.set_running_or_notify_cancel():
+                    job.error = RedirectError(f"{job.subject}: the namespace thread was lost")
+                if job is not None:
+                    job.answer()
 
 
 def _visit(job: _Job, home: int) -> bool:
-    """Runs the job in its namespace and answers it; False when the thread couldn't come home."""
+    """Runs the job in its namespace; False when the thread couldn't come home."""
     if not job.done.set_running_or_notify_cancel():
-        if job.fd is not None:
-            os.close(job.fd)
         return True
     try:
         _enter(job)
     except RedirectError as exc:
-        job.answer(error=exc)
+        job.error = exc
         return True
-    result, error = None, None
     try:
-        result = job.run()
+        job.result = job.run()
     except BaseException as exc:  # whatever it is, it belongs to the caller
-        error = exc
+        job.error = exc
     came_home: bool = _libc.setns(home, CLONE_NEWNET) == 0
-    job.answer(result, error)
     return came_home
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from redirect import cgroups, nft, readback, routes, ruleset
+from redirect import cgroups, generation, nft, readback, routes, ruleset
 from redirect.base import (
     CaptureConfig,
     Installed,
@@ -21,12 +22,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_EMPTY = f"table {ruleset.FAMILY} {ruleset.TABLE} {{\n}}\n"
+
+
+@dataclass(frozen=True)
+class _Proof:
+    namespace: tuple[int, int]
+    text: str
+    # Ids of the cgroups that the text names by path.
+    leaves: tuple[int, ...]
+
 
 class NftablesCapture:
     """Implements `Redirect`.
 
     State: `_config` (by `reconfigure`), `_scratch` and `_by_cgroup` (found once), `_references`
-    (by `_reference`).
+    (by `_reference`), `_proofs` (by `verify`).
     """
 
     name = "nftables"
@@ -40,6 +51,8 @@ class NftablesCapture:
         self._by_cgroup: bool | None = None
         # What the kernel makes of a rendering, by its text and the ids of the cgroups in it.
         self._references: dict[tuple[str, tuple[int, ...]], readback.Objects] = {}
+        # By uid: what was last found to be there, and nftables' generation at that time.
+        self._proofs: dict[str, tuple[_Proof, int]] = {}
 
     async def probe(self) -> Probe:
         try:
@@ -83,29 +96,48 @@ class NftablesCapture:
         await self._in_pod(target, apply)
 
     async def verify(self, target: Target) -> tuple[str, ...]:
-        ipv6 = self._config.ipv6
         try:
             text = ruleset.render(self._config, target, await self._exempt())
-            wanted = await self._reference(text)
+            leaves = self._leaf_ids()
         except RedirectError as exc:
             return (str(exc),)
+        missing = await self._missing_routes(target)
+        namespace = os.fstat(target.netns_fd)
+        proof = _Proof((namespace.st_dev, namespace.st_ino), text, leaves)
+        before = await self._in_pod(target, generation.current)
+        if self._proofs.get(target.uid) == (proof, before):
+            return missing
+        self._proofs.pop(target.uid, None)
+        problems = await self._compare(target, text, leaves)
+        if not problems and await self._in_pod(target, generation.current) == before:
+            self._proofs[target.uid] = (proof, before)
+        return (*problems, *missing)
 
-        def look() -> tuple[readback.Objects | None, tuple[str, ...]]:
-            found = nft.read(ruleset.FAMILY, ruleset.TABLE)
+    async def _missing_routes(self, target: Target) -> tuple[str, ...]:
+        ipv6 = self._config.ipv6
+
+        def look() -> tuple[str, ...]:
             there = routes.present()
-            return found, tuple(
+            return tuple(
                 f"{part} is missing" for part in routes.wanted(ipv6=ipv6) if part not in there
             )
 
-        found, missing_routes = await self._in_pod(target, look)
-        problems = readback.differences(found, wanted)
-        if problems:
-            # nft shows a cgroup by searching for its id, and may now show another path for it.
+        return await self._in_pod(target, look)
+
+    async def _compare(self, target: Target, text: str, leaves: tuple[int, ...]) -> tuple[str, ...]:
+        found = await self._in_pod(target, lambda: nft.read(ruleset.FAMILY, ruleset.TABLE))
+        problems: tuple[str, ...] = ()
+        for _ in range(2):
+            problems = readback.differences(found, await self._reference(text, leaves))
+            if not problems:
+                break
+            # nft prints a cgroup by searching for its id, and may now find another path for it.
             self._references.clear()
-            problems = readback.differences(found, await self._reference(text))
-        return (*problems, *missing_routes)
+        return problems
 
     async def remove(self, target: Target) -> None:
+        self._proofs.pop(target.uid, None)
+
         def withdraw() -> None:
             nft.run(ruleset.delete())
             routes.remove()
@@ -152,6 +184,8 @@ class NftablesCapture:
                 f"table {ruleset.FAMILY} {ruleset.TABLE} {{\n\tchain probe {{\n"
                 f'\t\tsocket cgroupv2 level 0 "{path}" accept\n\t}}\n}}\n'
             )
+            # A failure of everything isn't one of cgroups: it must not weaken the exemption.
+            await self._in_scratch(lambda: _try(_EMPTY))
             try:
                 await self._in_scratch(lambda: _try(text))
             except RedirectError:
@@ -160,13 +194,16 @@ class NftablesCapture:
                 self._by_cgroup = True
         return self._by_cgroup
 
-    async def _reference(self, text: str) -> readback.Objects:
-        """What the kernel makes of this text, with the cgroups as they are now."""
+    def _leaf_ids(self) -> tuple[int, ...]:
         leaves = self._config.exempt_cgroups if self._by_cgroup else ()
-        key = (text, tuple(cgroups.identify(leaf) for leaf in leaves))
-        if key not in self._references:
-            self._references[key] = await self._in_scratch(lambda: _try(text))
-        return self._references[key]
+        return tuple(cgroups.identify(leaf) for leaf in leaves)
+
+    async def _reference(self, text: str, leaves: tuple[int, ...]) -> readback.Objects:
+        """What the kernel makes of this text, with the cgroups as they are now."""
+        if (text, leaves) not in self._references:
+            made = await self._in_scratch(lambda: _try(text))
+            self._references[text, leaves] = made
+        return self._references[text, leaves]
 
     async def _in_scratch(self, job: Callable[[], T]) -> T:
         if self._scratch is None:

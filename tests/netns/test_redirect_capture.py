@@ -230,6 +230,29 @@ async def test_during_an_overlap_both_data_planes_pass(place: World, leaf: Path)
                 client.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_no_packet_to_loopback_leaves_by_a_socket_bound_to_a_device(
+    place: World, family: int
+) -> None:
+    """Such a socket keeps its device although its packet was redirected to loopback."""
+    await capture(place.pod)
+    place.remote.run(
+        "nft",
+        "add table inet wire;"
+        " add chain inet wire in { type filter hook prerouting priority -300; };"
+        " add rule inet wire in ip daddr 127.0.0.0/8 counter;"
+        " add rule inet wire in ip6 daddr ::1 counter;"
+        " add rule inet wire in meta l4proto tcp counter",
+    )
+    with place.pod.listen(family, OUTBOUND), place.pod.socket(family) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.connect((place.remote.address(family), 8080))
+    arrived = place.remote.run("nft", "list", "table", "inet", "wire")
+    assert arrived.count("packets 0 ") == 3, arrived
+
+
 async def test_a_syn_that_first_went_over_lo_does_not_leave_when_sent_again(
     place: World, leaf: Path
 ) -> None:

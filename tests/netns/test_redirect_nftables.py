@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from redirect import CaptureConfig, NetnsGone, NftablesCapture, Ports, RedirectError, Target
+from redirect import (
+    CaptureConfig,
+    NetnsGone,
+    NftablesCapture,
+    Ports,
+    RedirectError,
+    Target,
+    nft,
+)
 from tests.netns.redirect_pods import World, cgroup_leaf, target, world
 
 if TYPE_CHECKING:
@@ -202,6 +210,41 @@ async def test_verify_notices_rules_for_the_wrong_data_plane(
         redirect.reconfigure(CaptureConfig(exempt_cgroups=(successor,)))
         await redirect.install(pod)
         assert await redirect.verify(pod) == ()
+
+
+async def test_verify_lists_rules_again_only_after_a_change(
+    redirect: NftablesCapture, pod: Target, place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings: list[object] = []
+    read = nft.read
+
+    def listed(family: str, table: str) -> object:
+        listings.append(table)
+        return read(family, table)
+
+    monkeypatch.setattr(nft, "read", listed)
+    await redirect.install(pod)
+    assert await redirect.verify(pod) == ()
+    listings.clear()
+    assert await redirect.verify(pod) == ()
+    assert listings == []
+    place.pod.run("nft", "add table inet somebody-elses")
+    assert await redirect.verify(pod) == ()
+    assert listings
+    place.pod.run("nft", "flush chain inet underpass refuse")
+    assert await redirect.verify(pod) != ()
+    # Still wrong, though nothing was changed since.
+    assert await redirect.verify(pod) != ()
+
+
+async def test_a_namespace_of_another_pod_with_this_uid_is_looked_at(
+    redirect: NftablesCapture, pod: Target
+) -> None:
+    await redirect.install(pod)
+    assert await redirect.verify(pod) == ()
+    with world() as other, target(other.pod) as same_generation:
+        moved = replace(pod, netns_fd=same_generation.netns_fd)
+        assert "the table was removed" in await redirect.verify(moved)
 
 
 async def test_turning_dns_off_leaves_no_dns_rule(pod: Target, place: World) -> None:
