@@ -53,6 +53,8 @@ def ask(sought: Where, section: str) -> Answer:
         raise click.ClickException(
             f"the agent of {place.node} doesn't answer on {place.admin}: see its log"
         ) from exc
+    except OSError as exc:
+        raise click.ClickException(f"{place.admin}: {exc.strerror or exc}") from exc
     return Answer(place, asyncio.run(_observe(place, section)), from_agent=False)
 
 
