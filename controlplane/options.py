@@ -82,7 +82,7 @@ def parse_listen(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not host or (":" in host and not host.startswith("[")):
         raise ValueError("write host:port, or [address]:port for IPv6")
-    if not port.isdigit() or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError(f"{port!r} is not a port (0 to 65535)")
     return host, int(port)
 

@@ -10,7 +10,7 @@ from controlplane.model import authorization, services, workloads
 from controlplane.model.mesh import NETWORK_LABEL, Mesh
 from controlplane.model.peer_authentication import PeerAuthentications
 from controlplane.model.vips import Assigned
-from controlplane.model.waypoints import USE, Waypoint, Waypoints
+from controlplane.model.waypoints import USE, Waypoint, Waypoints, leads_to
 from controlplane.model.workloads import Context, Membership
 from controlplane.sources.fields import Ip
 from controlplane.sources.objects import (
@@ -208,7 +208,8 @@ class _Work:
                 continue
             key = services.service_key(service)
             taken.add(key)
-            bound = self._binding(service.meta, key, canonical)
+            host = services.hostname(service)
+            bound = self._binding(service.meta, key, canonical, host, service.ips or ())
             self._put(
                 key,
                 (service, bound, self.network),
@@ -224,7 +225,7 @@ class _Work:
                     self.notices.add(f"ServiceEntry {entry.meta.key}: {host} is described already")
                     continue
                 taken.add(key)
-                bound = self._binding(entry.meta, key, canonical)
+                bound = self._binding(entry.meta, key, canonical, host, ())
                 self._put(
                     key,
                     (entry, bound, self.network),
@@ -233,8 +234,12 @@ class _Work:
                     ),
                 )
 
-    def _binding(self, meta: Meta, key: str, canonical: set[str]) -> services.Binding:
+    def _binding(
+        self, meta: Meta, key: str, canonical: set[str], host: str, ips: tuple[Ip, ...]
+    ) -> services.Binding:
         waypoint = self._waypoint(meta, "service")
+        if waypoint and leads_to(waypoint, meta.namespace, host, ips):
+            waypoint = None
         return services.Binding(
             vips=self.vips.get(key, (None, None)),
             waypoint=waypoint,
@@ -244,9 +249,14 @@ class _Work:
         )
 
     def _pods(self) -> None:
+        owners: dict[Ip, str] = {}
         for pod in self.world.of(Pod):
             if pod.terminal:
                 continue
+            for ip in () if pod.host_network else pod.ips:
+                owner = owners.setdefault(ip, pod.meta.key)
+                if owner != pod.meta.key:
+                    self.notices.add(f"Pod {pod.meta.key}: {ip} is Pod {owner}'s address too")
             context = self._context(pod.meta, pod.meta.label_set, pod.node, pod.meta.key)
             self._put(
                 workloads.pod_uid(pod, self.mesh),

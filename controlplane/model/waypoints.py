@@ -1,8 +1,9 @@
 """Which waypoint a service or workload is bound to (facts istio-ambient 6.6)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from controlplane.sources.fields import Ip, is_digits
 from controlplane.sources.objects import Gateway, GatewayClass, Meta, Namespace, selects
 from controlplane.sources.world import World
 from proto.gen import workload_pb2
@@ -78,7 +79,7 @@ class Waypoints:
 
     def bound(self, meta: Meta, kind: str) -> Bound:
         """`kind`: service or workload. The object's own label decides before the namespace's."""
-        if meta.labels.get(MANAGED) == MESH_CONTROLLER:
+        if meta.labels.get(MANAGED) == MESH_CONTROLLER or self.of_instance(meta):
             return NOTHING  # a waypoint has no waypoint in front of it
         namespace = self._namespaces.get(meta.namespace)
         inherited = USE not in meta.labels
@@ -94,7 +95,7 @@ class Waypoints:
         holder = meta if CANARY in meta.labels else (namespace.meta if namespace else meta)
         name = holder.labels.get(CANARY)
         weight = holder.annotations.get(CANARY_WEIGHT, "")
-        if not name or not weight.isdigit() or int(weight) > 100:
+        if not name or not is_digits(weight) or int(weight) > 100:
             return ()
         where = holder.labels.get(CANARY_NAMESPACE) or meta.namespace
         canary = self._find(f"{where}/{name}", meta, "service").waypoint
@@ -132,6 +133,14 @@ class Waypoints:
         return False
 
 
+def leads_to(waypoint: Waypoint, namespace: str, hostname: str, ips: Iterable[Ip]) -> bool:
+    """Whether the waypoint is reached by this very service."""
+    to = waypoint.destination
+    if to.HasField("hostname"):
+        return (to.hostname.namespace, to.hostname.hostname) == (namespace, hostname)
+    return to.address.address in [ip.packed for ip in ips]
+
+
 def _waypoint(gateway: Gateway, kind: GatewayClass | None, network: str) -> Waypoint:
     names = [address for address in gateway.addresses if isinstance(address, str)]
     destination = workload_pb2.GatewayAddress(hbone_mtls_port=PORT)
@@ -164,5 +173,5 @@ def _tunnel(binding: str) -> workload_pb2.ApplicationTunnel | None:
         return None
     return workload_pb2.ApplicationTunnel(
         protocol=workload_pb2.ApplicationTunnel.Protocol.PROXY,
-        port=int(port) if port.isdigit() and int(port) <= 65535 else 0,
+        port=int(port) if is_digits(port) and int(port) <= 65535 else 0,
     )

@@ -32,9 +32,9 @@ _SUBZONE = "topology.istio.io/subzone"
 
 @dataclass(frozen=True)
 class Membership:
-    """A service that a workload belongs to; `named` maps a port's name to this workload's number.
+    """A service that a workload belongs to.
 
-    `ports_only` are the ports an EndpointSlice gives by name, instead of the targets.
+    `by_name`: an EndpointSlice decides, and `named` has the number of each port it knows by name.
     """
 
     key: str

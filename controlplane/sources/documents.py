@@ -1,5 +1,6 @@
 """Texts cut into YAML documents, so that a change re-reads only the documents it touches."""
 
+import re
 from dataclasses import dataclass
 
 import yaml
@@ -8,6 +9,11 @@ from controlplane.sources.fields import Field, FieldError
 
 # libyaml's scanner reads ten thousand pods in seconds, the Python one in a minute.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# libyaml's composer recurses without a limit of its own: a deep document ends the process.
+_MAX_DEPTH = 200
+_DEEP_BLOCK = re.compile(r"^[ \t?-]{1000,}", re.MULTILINE)
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ def split(text: str) -> list[Chunk]:
 
 def compose(text: str) -> list[Field]:
     """The documents of a chunk, Kubernetes lists taken apart. Raises FieldError."""
+    _refuse_depth(text)
     try:
         nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
     except yaml.MarkedYAMLError as error:
@@ -58,3 +65,15 @@ def compose(text: str) -> list[Field]:
         else:
             found.append(document)
     return found
+
+
+def _refuse_depth(text: str) -> None:
+    """Bounds nesting from above: block nesting by what stands before a line's first word."""
+    deep = _DEEP_BLOCK.search(text) is not None
+    depth = 0
+    if text.count("[") + text.count("{") > _MAX_DEPTH:
+        for found in _BRACKET.finditer(text):
+            depth += 1 if found[0] in "[{" else -1
+            deep = deep or depth > _MAX_DEPTH
+    if deep:
+        raise FieldError(0, "document", "is nested too deeply to be a manifest")

@@ -25,6 +25,11 @@ class FieldError(Exception):
         self.text = text
 
 
+def is_digits(text: str) -> bool:
+    """Plain digits: `isdigit` alone takes superscripts too, which `int` doesn't."""
+    return text.isascii() and text.isdigit()
+
+
 class Field:
     """One node of a document and the path that leads to it."""
 
@@ -109,7 +114,7 @@ class Field:
         if isinstance(self.node, yaml.ScalarNode) and self.node.tag == _TAG + "int":
             text: str = self.node.value
             # YAML 1.1 would read 0o17, 1_000 and 12:30 as integers too; Kubernetes doesn't.
-            if text.lstrip("-").isdigit() and low <= int(text) <= high:
+            if is_digits(text.removeprefix("-")) and low <= int(text) <= high:
                 return int(text)
         raise self.fail(f"must be a whole number from {low} to {high}")
 

@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from controlplane.sources.fields import Cidr, Field, Ip
+from controlplane.sources.fields import Cidr, Field, Ip, is_digits
 from controlplane.sources.meta import match_labels, meta
 from controlplane.sources.objects import (
     Gateway,
@@ -142,7 +142,7 @@ def peer_authentication(document: Field) -> PeerAuthentication:
         if not selector:
             raise levels.fail("needs a selector: ports belong to workloads")
         for port, level in levels.entries():
-            if not port.isdigit() or not 1 <= int(port) <= 65535:
+            if not is_digits(port) or not 1 <= int(port) <= 65535:
                 raise level.fail(f"{port} is not a port (1 to 65535)")
             ports[int(port)] = _mode(level)
     return PeerAuthentication(about, selector, _mode(spec.get("mtls")), ports)

@@ -5,7 +5,7 @@ Facts istio-ambient 6.8. Unknown fields are errors: a misspelt restriction would
 
 from collections.abc import Mapping
 
-from controlplane.sources.fields import Cidr, Field
+from controlplane.sources.fields import Cidr, Field, is_digits
 from controlplane.sources.meta import match_labels, meta
 from controlplane.sources.objects import AuthorizationPolicy, Rule, Test
 
@@ -47,7 +47,7 @@ def authorization_policy(document: Field) -> AuthorizationPolicy:
         # An empty spec is ALLOW without rules in the whole namespace: nothing is allowed.
         return AuthorizationPolicy(about, {}, False, False, False, (), _dry_run(document))
     spec.only("selector", "targetRef", "targetRefs", "action", "rules", "provider")
-    targets = [name for name in ("selector", "targetRef", "targetRefs") if spec.get(name)]
+    targets = _targets(spec)
     if len(targets) > 1:
         raise spec.fail(f"{' and '.join(targets)} exclude each other: keep one")
     for_waypoint = bool(targets) and targets[0] != "selector"
@@ -79,6 +79,13 @@ def authorization_policy(document: Field) -> AuthorizationPolicy:
         rules=tuple(rules),
         dry_run=_dry_run(document),
     )
+
+
+def _targets(spec: Field) -> list[str]:
+    """Which ways of attaching are used; an empty list attaches to nothing else than none would."""
+    found = [name for name in ("selector", "targetRef") if spec.get(name)]
+    references = spec.get("targetRefs")
+    return [*found, "targetRefs"] if references and references.items() else found
 
 
 def _dry_run(document: Field) -> bool:
@@ -244,7 +251,7 @@ def _ports(field: Field) -> tuple[int, ...]:
     found: list[int] = []
     for item in field.items():
         text = item.text()
-        if not text.isdigit() or not 1 <= int(text) <= 65535:
+        if not is_digits(text) or not 1 <= int(text) <= 65535:
             raise item.fail(f"{text!r} is not a port (1 to 65535)")
         found.append(int(text))
     if not found:
@@ -267,6 +274,6 @@ def scope_of(document: Field) -> Mapping[str, str] | None:
     spec = document.get("spec")
     if spec is None:
         return {}
-    if spec.get("targetRef") or spec.get("targetRefs"):
+    if _targets(spec)[:1] in (["targetRef"], ["targetRefs"]):
         return None
     return match_labels(spec, "selector")

@@ -124,6 +124,13 @@ async def test_broken_yaml_names_its_line(watched: Watched) -> None:
     assert message.startswith("a.yaml:6: document not YAML:")
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "- " * 200_000, "{a: " * 100_000])
+async def test_bottomless_documents_are_refused(watched: Watched, text: str) -> None:
+    watched.write("a.yaml", text)
+    await watched.start()
+    assert watched.messages() == ["a.yaml:1: document is nested too deeply to be a manifest"]
+
+
 async def test_a_bad_file_keeps_its_last_good_state_until_it_is_good(watched: Watched) -> None:
     watched.write("a.yaml", pod("cart") + pod("web", ip="10.0.1.6"))
     await watched.start()

@@ -58,6 +58,10 @@ def test_waypoint_and_audit_policies_are_not_published() -> None:
     assert not translate(authorization("[{}]", "AUDIT")).authorizations
 
 
+def test_empty_target_refs_leave_the_policy_to_the_nodes() -> None:
+    assert translate(authorization("[{}]", extra="targetRefs: []")).authorizations
+
+
 def test_an_allow_without_rules_keeps_no_rule() -> None:
     made = policy(translate(authorization("[]")), "shop/p")
     assert made.action == wire.Action.ALLOW
@@ -141,6 +145,8 @@ def test_a_deny_clause_with_an_http_only_alternative_is_not_narrowed_to_the_othe
         ("[{from: [{source: {principals: [a], serviceAccounts: [x]}}]}]", "ALLOW",
          "spec.rules[0].from[0].source"),
         ("[{to: [{operation: {ports: [80]}}]}]", "ALLOW",
+         "spec.rules[0].to[0].operation.ports[0]"),
+        ("[{to: [{operation: {ports: ['²']}}]}]", "ALLOW",
          "spec.rules[0].to[0].operation.ports[0]"),
         ("[{to: [{operation: {ports: ['70000']}}]}]", "ALLOW",
          "spec.rules[0].to[0].operation.ports[0]"),

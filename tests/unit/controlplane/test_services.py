@@ -197,6 +197,37 @@ def test_a_waypoint_is_reached_by_hostname_or_address_on_15008() -> None:
     assert by_ip.address.address == ip_address("10.1.1.1").packed
 
 
+def test_a_waypoint_is_not_its_own_waypoint() -> None:
+    name = "cart.shop.svc.cluster.local"
+    assert not service(translate(waypoint(addresses=name) + cart(labels=USE)), CART).HasField(
+        "waypoint"
+    )
+    by_ip = cart("clusterIP: 10.1.1.1", labels=USE)
+    assert not service(translate(waypoint(addresses="10.1.1.1") + by_ip), CART).HasField("waypoint")
+    instance = pod("cart", labels=f"{USE}, gateway.networking.k8s.io/gateway-name: wp")
+    assert not workload(translate(waypoint("all") + instance), POD).HasField("waypoint")
+
+
+def test_a_canary_splits_by_weight() -> None:
+    other = waypoint().replace("name: wp,", "name: wp2,").replace("wp.example", "wp2.example")
+    text = cart(
+        labels=f"{USE}, istio.io/use-waypoint-canary: wp2",
+        annotations="istio.io/use-waypoint-canary-weight: '20'",
+    )
+    made = service(translate(waypoint() + other + text), CART)
+    found = [(w.destination.hostname.hostname, w.weight) for w in made.weighted_waypoints]
+    assert found == [("wp.example", 80), ("wp2.example", 20)]
+
+
+def test_an_application_tunnel_is_told_of_the_waypoints_pods() -> None:
+    gateway = waypoint().replace(
+        "labels: {}", "annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}"
+    )
+    instance = pod("cart", labels="gateway.networking.k8s.io/gateway-name: wp")
+    tunnel = workload(translate(gateway + instance), POD).application_tunnel
+    assert (tunnel.protocol, tunnel.port) == (workload_pb2.ApplicationTunnel.Protocol.PROXY, 15088)
+
+
 def test_none_opts_out_of_the_namespaces_waypoint() -> None:
     namespace = f"""
 apiVersion: v1

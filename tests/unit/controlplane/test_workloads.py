@@ -240,6 +240,11 @@ def test_another_trust_domain_is_told() -> None:
     assert workload(made, CART).trust_domain == "td.example"
 
 
+def test_an_address_that_two_pods_claim_is_told() -> None:
+    made = translate(pod("cart") + pod("web"))
+    assert made.notices == ("Pod shop/web: 10.0.1.5 is Pod shop/cart's address too",)
+
+
 def test_accounts_are_known_by_node() -> None:
     made = translate(pod("cart") + pod("web", node="n2", ip="10.0.2.5"))
     assert made.accounts == {"n1": {("shop", "cart")}, "n2": {("shop", "web")}}
