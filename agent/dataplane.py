@@ -160,7 +160,8 @@ class Dataplane:
         self._last_id = 0
         self._outgoing: asyncio.Queue[_Frame] = asyncio.Queue(SEND_DEPTH)
         self._events: asyncio.Queue[control_pb2.Event | None] = asyncio.Queue()
-        self._lost: DataplaneLost | None = None
+        # Why the connection ended; None while it stands.
+        self._lost: str | None = None
         self._gone = asyncio.Event()
         self._tasks = (
             asyncio.create_task(self._read(), name=f"read {path}"),
@@ -235,12 +236,8 @@ class Dataplane:
         return (await self._ask("apply", body, within=APPLY_TIMEOUT)).apply
 
     async def types(self) -> list[control_pb2.TypeState]:
-        """What it holds now. Only Hello tells that, once a connection, so this takes another."""
-        observer = await Dataplane.connect(self.path, role="observer")
-        try:
-            return list(observer.hello.types)
-        finally:
-            await observer.close()
+        """Names and versions of all resources that are held; large in a large mesh."""
+        return list((await self.look()).types)
 
     async def new_csr(self, identity: str) -> str:
         return (await self._ask("new_csr", control_pb2.NewCsr(identity=identity))).new_csr.csr
@@ -275,6 +272,12 @@ class Dataplane:
         """Makes this data plane the successor of the one on `socket`."""
         await self._ask("take_listeners", control_pb2.TakeListeners(socket=str(socket)))
 
+    async def look(self) -> control_pb2.HelloReply:
+        """What Hello tells now: pods, certificates, versions. Over a connection of its own."""
+        observer = await Dataplane.connect(self.path, role="observer")
+        await observer.close()
+        return observer.hello
+
     # ---- observation; a slow reader of a stream holds its connection up, so give it its own
 
     async def connections(self, pod_uid: str = "") -> AsyncIterator[control_pb2.Connection]:
@@ -301,8 +304,7 @@ class Dataplane:
     async def wait_lost(self) -> DataplaneLost:
         """Waits for the end of this connection and returns why it ended."""
         await self._gone.wait()
-        assert self._lost is not None  # set before the event
-        return self._lost
+        return self._loss()
 
     @property
     def connected(self) -> bool:
@@ -351,7 +353,7 @@ class Dataplane:
 
     async def _send(self, kind: str, body: Body, fds: Sequence[int] = ()) -> tuple[int, _Call]:
         if self._lost is not None:
-            raise self._lost
+            raise self._loss()
         self._last_id += 1
         call_id = self._last_id
         request = control_pb2.Request(id=call_id, fds=len(fds))
@@ -368,12 +370,15 @@ class Dataplane:
 
     async def _next(self, call: _Call) -> control_pb2.Reply:
         if self._lost is not None and call.replies.empty():
-            raise self._lost
+            raise self._loss()
         reply = await call.replies.get()
         if reply is None:
-            assert self._lost is not None  # only a lost connection puts None
-            raise self._lost
+            raise self._loss()
         return reply
+
+    def _loss(self) -> DataplaneLost:
+        """Each who waits gets one of its own: a shared one would collect their tracebacks."""
+        return DataplaneLost(self._lost or "the connection ended")
 
     def _forget(self, call_id: int) -> None:
         """Later replies are dropped. Emptying the queue frees a reader that waits to put."""
@@ -413,7 +418,7 @@ class Dataplane:
     def _fail(self, why: str) -> None:
         if self._lost is not None:
             return
-        self._lost = DataplaneLost(why)
+        self._lost = why
         while not self._outgoing.empty():
             _close_all(self._outgoing.get_nowait().fds)
         for call in self._calls.values():

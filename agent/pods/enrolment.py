@@ -54,6 +54,8 @@ class Enrolment:
     # Generation of the data plane that listens for it; 0 none.
     added_to: int = 0
     captured: bool = False
+    # They may be of an earlier configuration.
+    stale: bool = True
     # Loop time of the next comparison; 0 at once.
     verify_at: float = 0.0
     verified: datetime | None = None

@@ -92,11 +92,14 @@ class Reconciler:
         self._announcing: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._busy = 0
+        self._pauses = 0
         self._going = asyncio.Event()
         self._going.set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._settled = asyncio.Event()
+        # The present data plane has every pod of the list that can be added.
+        self.announced = asyncio.Event()
         self.repairs = 0
 
     # ---- what is wanted
@@ -159,13 +162,16 @@ class Reconciler:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """No step runs inside; what the source says meanwhile is done afterwards."""
+        """No step runs inside; what the source says meanwhile is done afterwards. May be nested."""
+        self._pauses += 1
         self._going.clear()
         try:
             await self._idle.wait()
             yield
         finally:
-            self._going.set()
+            self._pauses -= 1
+            if not self._pauses:
+                self._going.set()
 
     async def prepare(self, successor: PodTarget) -> None:
         """While paused: tells a successor every pod that the present data plane has."""
@@ -183,9 +189,11 @@ class Reconciler:
         """Changes the rules of all pods. Raises CaptureError naming the pods it failed for."""
         if self._redirect is None:
             return
-        self._redirect.reconfigure(config)
         async with self.paused():
+            self._redirect.reconfigure(config)
             captured = [entry for entry in self._pods.values() if entry.captured]
+            for entry in captured:
+                entry.stale = True
             failures = await asyncio.gather(*(self._reinstall(entry) for entry in captured))
         texts = [text for text in failures if text]
         if texts:
@@ -199,6 +207,7 @@ class Reconciler:
         except RedirectError as exc:
             enrolment.verify_at = 0.0
             return f"{enrolment.pod.key}: {exc}"
+        enrolment.stale = False
         return ""
 
     # ---- observation
@@ -312,17 +321,22 @@ class Reconciler:
         may exempt only a data plane that is no more, and would lead this one back to itself."""
         dataplane, generation = self._present()
         try:
-            if self._redirect is not None and not enrolment.captured:
-                target = _target(enrolment)
-                if (await self._redirect.list(target)).rules:
-                    if await self._redirect.verify(target):
-                        await self._redirect.install(target)
-                    enrolment.captured = True
+            if self._redirect is not None and enrolment.stale:
+                await self._refresh(self._redirect, enrolment)
             await dataplane.add_pod(_pod(enrolment.pod), self._settings(), enrolment.netns_fd)
         finally:
             enrolment.tried_in = generation
         enrolment.added_to = generation
         log.info("pod added", extra=_fields(enrolment))
+
+    async def _refresh(self, redirect: Redirect, enrolment: Enrolment) -> None:
+        target = _target(enrolment)
+        if not enrolment.captured and not (await redirect.list(target)).rules:
+            return
+        if await redirect.verify(target):
+            await redirect.install(target)
+        enrolment.captured = True
+        enrolment.stale = False
 
     async def _capture(self, enrolment: Enrolment) -> None:
         redirect, target = self._capturing(), _target(enrolment)
@@ -354,6 +368,7 @@ class Reconciler:
         self._still_there(enrolment)
 
     def _proven(self, enrolment: Enrolment) -> None:
+        enrolment.stale = False
         enrolment.verified = datetime.now(UTC)
         enrolment.verify_at = _now() + self._verify_interval * random.uniform(0.9, 1.1)
 
@@ -394,6 +409,7 @@ class Reconciler:
 
     def _next_generation(self, dataplane: PodTarget, *, synced: bool) -> None:
         self._stop_announcing()
+        self.announced.clear()
         self._generation += 1
         self._dataplane = dataplane
         self._synced = synced
@@ -411,6 +427,7 @@ class Reconciler:
             ):
                 await asyncio.sleep(0.02)
             await dataplane.pods_synced()
+            self.announced.set()
         except DataplaneError as exc:
             # The connection's end is handled where it is watched; the next attach announces anew.
             log.warning("pods not announced", extra={"error": exc})
