@@ -33,16 +33,22 @@ class NetnsRefused(PodError):
     remedy = "name the pod's own network namespace, for example /run/netns/NAME"
 
 
-class AdminSocketInUse(AgentError):
-    """Another living agent serves this node's admin socket."""
+class NodeClaimed(AgentError):
+    """Another living agent works for this node."""
 
     remedy = "stop that agent, or choose another --node or --run-dir"
 
 
 class PortInUse(AgentError):
-    """A port of the agent's own HTTP servers is taken."""
+    """An address of the agent's own HTTP servers can't be had."""
 
     remedy = "choose another address for it (--stats-address, --ready-address), or `off`"
+
+
+class CaptureUnusable(AgentError):
+    """Traffic can't be redirected on this node in the way that is configured."""
+
+    remedy = "repair it, or start with --capture none to redirect nothing"
 
 
 class SupervisorError(AgentError):

@@ -1,0 +1,110 @@
+"""The admin socket's JSON: `GET /v1/…` looks, `POST /v1/dataplane/replace` changes."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from agent.dataplane import Dataplane, DataplaneError
+from agent.errors import AgentError
+from agent.report import Report
+from agent.status import Problem, plain
+from proto.gen import control_pb2
+
+# Sections of the data plane's own dump, passed through as they come.
+SECTIONS = ("workloads", "services", "policies")
+
+
+def admin_app(report: Report, replace: Callable[[], Awaitable[None]]) -> web.Application:
+    api = _Api(report, replace)
+    app = web.Application(middlewares=[_errors_as_json])
+    app.router.add_get("/v1/status", api.status)
+    app.router.add_get("/v1/pods", api.pods)
+    app.router.add_get("/v1/certificates", api.certificates)
+    app.router.add_get("/v1/connections", api.connections)
+    for section in SECTIONS:
+        app.router.add_get(f"/v1/{section}", api.section)
+    app.router.add_post("/v1/dataplane/replace", api.replace)
+    return app
+
+
+class _Api:
+    def __init__(self, report: Report, replace: Callable[[], Awaitable[None]]) -> None:
+        self._report = report
+        self._replace = replace
+
+    async def status(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(await self._report.status()))
+
+    async def pods(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(await self._report.pods()))
+
+    async def certificates(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(self._report.certificates()))
+
+    async def connections(self, request: web.Request) -> web.Response:
+        """`?pod=UID` for one pod."""
+        found = [
+            _connection(connection)
+            async for connection in _present(self._report).connections(request.query.get("pod", ""))
+        ]
+        return web.json_response(found)
+
+    async def section(self, request: web.Request) -> web.StreamResponse:
+        section = request.path.rpartition("/")[2]
+        return await _stream(request, _present(self._report).path, section)
+
+    async def replace(self, request: web.Request) -> web.Response:
+        await self._replace()
+        return web.json_response(plain(self._report.supervised()))
+
+
+async def _stream(request: web.Request, path: Path, section: str) -> web.StreamResponse:
+    """Over a connection of its own: a client that reads slowly holds up nobody else."""
+    observer = await Dataplane.connect(path, role="observer")
+    observer.hello.Clear()
+    try:
+        chunks: AsyncIterator[bytes] = observer.dump(section)
+        first = await anext(chunks, b"")
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+    finally:
+        await observer.close()
+
+
+def _connection(connection: control_pb2.Connection) -> dict[str, object]:
+    found: dict[str, object] = {
+        field.name: getattr(connection, field.name) for field in connection.DESCRIPTOR.fields
+    }
+    found["direction"] = control_pb2.Connection.Direction.Name(connection.direction).lower()
+    return found
+
+
+def _present(report: Report) -> Dataplane:
+    dataplane = report.dataplane
+    if dataplane is None:
+        raise web.HTTPServiceUnavailable(reason="no data plane serves")
+    return dataplane
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """`{what, why, remedy}` like the problems of the status, for the CLI to show alike."""
+    try:
+        return await handler(request)
+    except web.HTTPException as exc:
+        problem, status = Problem(request.path, exc.reason), exc.status
+    except DataplaneError as exc:
+        problem, status = Problem("data plane", str(exc), exc.remedy), 503
+    except AgentError as exc:
+        problem, status = Problem(request.path, str(exc), exc.remedy), 409
+    body = {"error": problem.why, **dataclasses.asdict(problem)}
+    return web.json_response(body, status=status)

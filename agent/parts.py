@@ -1,0 +1,125 @@
+"""From slices of the configuration to the parts that they configure."""
+
+from datetime import timedelta
+
+from agent.errors import CaptureUnusable
+from agent.feed import ConfigurationSource
+from agent.identity.ca import CaConfig
+from agent.identity.manager import IdentityManager
+from agent.pods.file import FileSource
+from agent.pods.source import PodSource
+from agent.slices import Config, ControlPlane
+from agent.status import CaptureView
+from proto.gen import control_pb2
+from redirect.base import CaptureConfig, Ports, Redirect
+
+
+async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
+    """Raises CaptureUnusable with the reason and what to do."""
+    if config.capture.mode == "none":
+        return None, CaptureView("none", "switched off by --capture none")
+    from redirect.nftables_capture import NftablesCapture
+
+    capture = NftablesCapture(capture_config(config))
+    probe = await capture.probe()
+    if not probe.usable:
+        await capture.close()
+        raise CaptureUnusable(f"nftables: {probe.reason}")
+    chosen = "asked for" if config.capture.mode == "nftables" else "eBPF is not built in"
+    return capture, CaptureView("nftables", chosen, probe.notes)
+
+
+def capture_config(config: Config) -> CaptureConfig:
+    ports = config.capture.ports
+    return CaptureConfig(
+        ports=Ports(ports.outbound, ports.inbound_plaintext, ports.inbound_hbone),
+        ipv6=config.capture.ipv6,
+    )
+
+
+def pod_source(config: Config) -> PodSource:
+    # `file` is the one kind that the settings let through.
+    return FileSource(config.pods.path)
+
+
+def configuration_source(config: Config) -> ConfigurationSource:
+    if config.source.file is not None:
+        from agent.xds.local import LocalFile
+
+        return LocalFile(config.source.file)
+    from agent.xds.client import XdsClient, XdsConfig
+    from agent.xds.node import NodeInfo
+
+    endpoint = config.source.control_plane
+    assert endpoint is not None  # config: a file or a control plane
+    node = NodeInfo(node_name=config.node.name, network=config.node.network)
+    return XdsClient(
+        XdsConfig(
+            address=endpoint.address,
+            root_cert=endpoint.root,
+            alt_hostname=endpoint.alt_hostname,
+            token_path=endpoint.token,
+            cluster_id=config.node.cluster_id,
+            headers=endpoint.headers,
+            node=node,
+        )
+    )
+
+
+def identity_manager(config: Config) -> IdentityManager | None:
+    if config.authority is None:
+        return None
+    endpoint: ControlPlane = config.authority.endpoint
+    return IdentityManager(
+        CaConfig(
+            address=endpoint.address,
+            root_cert=endpoint.root,
+            alt_hostname=endpoint.alt_hostname,
+            token_path=endpoint.token,
+            cluster_id=config.node.cluster_id,
+            headers=endpoint.headers,
+            node_name=config.node.name,
+            ttl=config.authority.ttl,
+        ),
+        config.node.trust_domain,
+    )
+
+
+def instance_config(config: Config) -> control_pb2.InstanceConfig:
+    ports, limits = config.capture.ports, config.limits
+    return control_pb2.InstanceConfig(
+        node=config.node.name,
+        network=config.node.network,
+        cluster_id=config.node.cluster_id,
+        trust_domain=config.node.trust_domain,
+        outbound_port=ports.outbound,
+        inbound_plaintext_port=ports.inbound_plaintext,
+        inbound_hbone_port=ports.inbound_hbone,
+        mark=CaptureConfig().mark,
+        ipv6_disabled=not config.capture.ipv6,
+        log=control_pb2.LogConfig(
+            format=(
+                control_pb2.LogConfig.JSON
+                if config.log.format == "json"
+                else control_pb2.LogConfig.TEXT
+            ),
+            filter=config.log.filter,
+            access_log_off=not config.log.access,
+        ),
+        limits=control_pb2.Limits(
+            connect_timeout_ms=_ms(limits.connect_timeout),
+            tls_handshake_timeout_ms=_ms(limits.tls_handshake_timeout),
+            connect_answer_timeout_ms=_ms(limits.connect_answer_timeout),
+            workload_wait_ms=_ms(limits.workload_wait),
+            pool_max_streams=limits.pool_max_streams,
+            pool_idle_ms=_ms(limits.pool_idle),
+            pool_max_tunnels=limits.pool_max_tunnels,
+            pod_max_connections=limits.pod_max_connections,
+            drain_deadline_ms=_ms(config.dataplane.drain_deadline),
+        ),
+    )
+
+
+def _ms(value: timedelta) -> int:
+    """Zero would mean the default."""
+    return max(1, round(value.total_seconds() * 1000))

@@ -1,0 +1,102 @@
+"""What is wrong, why, and what to do: pure functions of what the parts tell."""
+
+from datetime import datetime, timedelta
+
+from agent.status import (
+    CaptureView,
+    CertificateView,
+    ControlPlaneView,
+    DataplaneView,
+    PodView,
+    Problem,
+)
+
+# A certificate that should have been renewed at half life and has this little left.
+EXPIRES_SOON = timedelta(hours=1)
+
+
+def dataplane_problems(view: DataplaneView) -> list[Problem]:
+    if view.pid or view.instance_id:
+        return []
+    if not view.error:
+        return [Problem("data plane", "it is being started", "")]
+    remedy = (
+        "look at its log above; the agent starts it again by itself"
+        if view.owned
+        else "start it; the agent connects again by itself"
+    )
+    return [
+        Problem("data plane is away: captured pods' connections are refused", view.error, remedy)
+    ]
+
+
+def control_plane_problems(view: ControlPlaneView, *, synced: bool) -> list[Problem]:
+    problems = []
+    if not view.connected or view.last_error:
+        effect = (
+            "the last known state serves on" if synced else "no pod is captured before it answers"
+        )
+        problems.append(
+            Problem(
+                f"control plane {view.source}",
+                f"{view.last_error or 'not connected yet'}; {effect}",
+                "check its address, roots and token, and that it runs",
+            )
+        )
+    for type_url, state in view.types.items():
+        for name, reason in state.rejected.items():
+            problems.append(
+                Problem(
+                    f"{type_url.rpartition('.')[2]} {name} was rejected",
+                    reason,
+                    "correct it at its source; its last good version holds, without one it denies",
+                )
+            )
+    return problems
+
+
+def capture_problems(view: CaptureView, rules_error: str) -> list[Problem]:
+    problems = [Problem("capture", note, "") for note in view.notes]
+    if view.mode == "none":
+        problems.append(
+            Problem("capture", "no pod's traffic is redirected", "start with --capture auto")
+        )
+    if rules_error:
+        problems.append(
+            Problem("redirection not up to date", rules_error, "the agent goes on trying")
+        )
+    return problems
+
+
+def pod_problems(pods: list[PodView]) -> list[Problem]:
+    return [
+        Problem(f"pod {pod.namespace}/{pod.name}", pod.problem, pod.remedy)
+        for pod in pods
+        if pod.problem
+    ]
+
+
+def certificate_problems(certificates: list[CertificateView], now: datetime) -> list[Problem]:
+    problems = []
+    for entry in certificates:
+        if entry.state == "Unavailable" or (entry.last_error and not entry.not_after):
+            problems.append(
+                Problem(
+                    f"no certificate for {entry.identity}: its connections are refused",
+                    entry.last_error,
+                    "check the certificate authority, its token, and what it may ask for",
+                )
+            )
+        elif (
+            entry.not_after is not None
+            and entry.not_after - now < EXPIRES_SOON
+            and entry.last_error
+        ):
+            problems.append(
+                Problem(
+                    f"the certificate of {entry.identity} expires at {entry.not_after:%H:%M} UTC",
+                    entry.last_error,
+                    "check the certificate authority; the agent goes on trying",
+                )
+            )
+    return problems

@@ -1,0 +1,190 @@
+"""Puts together what an operator sees: readiness, the status screen, and what is wrong."""
+
+import dataclasses
+import os
+from datetime import UTC, datetime
+from importlib import metadata
+
+from agent.dataplane import Dataplane, DataplaneError
+from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
+from agent.identity.manager import IdentityManager
+from agent.pods.reconciler import Reconciler
+from agent.pods.source import PodSource
+from agent.problems import (
+    capture_problems,
+    certificate_problems,
+    control_plane_problems,
+    dataplane_problems,
+    pod_problems,
+)
+from agent.status import (
+    CaptureView,
+    CertificateSummary,
+    CertificateView,
+    ConnectionSummary,
+    ControlPlaneView,
+    DataplaneView,
+    NodeStatus,
+    PodSummary,
+    PodView,
+    Problem,
+    TypeView,
+)
+from agent.supervisor import Supervisor
+
+
+class Report:
+    """Reads the parts; changes nothing."""
+
+    def __init__(
+        self,
+        node: str,
+        capture: CaptureView,
+        pods: PodSource,
+        source: ConfigurationSource,
+        identities: IdentityManager | None,
+        reconciler: Reconciler,
+        feed: Feed,
+        supervisor: Supervisor,
+    ) -> None:
+        self.node = node
+        self.started = datetime.now(UTC)
+        self._capture = capture
+        self._pods = pods
+        self._source = source
+        self._identities = identities
+        self._reconciler = reconciler
+        self._feed = feed
+        self._supervisor = supervisor
+
+    @property
+    def dataplane(self) -> Dataplane | None:
+        """The one that serves now, for what only it can tell."""
+        return self._feed.present
+
+    def pending(self) -> tuple[str, ...]:
+        """What readiness waits for, by names that say where to look."""
+        waits = {
+            "data plane": self._feed.present is None,
+            "control plane": not self._feed.synced,
+            "pods": not self._reconciler.settled,
+        }
+        return tuple(name for name, waiting in waits.items() if waiting)
+
+    async def pods(self) -> list[PodView]:
+        """What the agent and the data plane know of each; without a data plane the former alone."""
+        told = {}
+        if (dataplane := self.dataplane) is not None:
+            try:
+                told = {status.pod.uid: status for status in await dataplane.list_pods()}
+            except DataplaneError:
+                told = {}
+        views = []
+        for view in self._reconciler.views():
+            status = told.get(view.uid)
+            if status is not None:
+                view = dataclasses.replace(
+                    view,
+                    identity=status.identity,
+                    workload_uid=status.workload_uid,
+                    inbound_connections=status.inbound_connections,
+                    outbound_connections=status.outbound_connections,
+                )
+            views.append(view)
+        return views
+
+    def certificates(self) -> list[CertificateView]:
+        if self._identities is None:
+            return []
+        return [
+            CertificateView(
+                identity=entry.identity,
+                state=entry.state.value,
+                not_before=entry.not_before,
+                not_after=entry.not_after,
+                serial=entry.serial,
+                last_error=entry.last_error,
+                next_attempt=entry.next_attempt,
+            )
+            for entry in self._identities.status()
+        ]
+
+    def control_plane(self) -> ControlPlaneView:
+        status = self._source.status()
+        return ControlPlaneView(
+            source=status.source,
+            connected=status.connected,
+            since=status.since,
+            last_error=status.last_error,
+            last_push=status.last_push,
+            types={
+                name: TypeView(entry.processed, dict(entry.rejected))
+                for name, entry in status.types.items()
+            },
+        )
+
+    def summary(self) -> PodSummary:
+        """Without asking the data plane."""
+        return summarise(self._reconciler.views(), self._pods.name)
+
+    def supervised(self) -> DataplaneView:
+        return self._supervisor.view()
+
+    @property
+    def repairs(self) -> int:
+        return self._reconciler.repairs
+
+    async def status(self) -> NodeStatus:
+        pods, certificates = await self.pods(), self.certificates()
+        control_plane, dataplane = self.control_plane(), self._supervisor.view()
+        pending = self.pending()
+        expiries = [entry.not_after for entry in certificates if entry.not_after is not None]
+        problems = [
+            *dataplane_problems(dataplane),
+            *control_plane_problems(control_plane, synced=self._feed.synced),
+            *capture_problems(self._capture, self._feed.rules_error),
+            *(Problem("pod list", text, "correct the file") for text in self._pods.problems()),
+            *pod_problems(pods),
+            *certificate_problems(certificates, datetime.now(UTC)),
+        ]
+        if self._identities is None:
+            problems.append(Problem("certificates", NO_AUTHORITY, "set --ca-address"))
+        return NodeStatus(
+            node=self.node,
+            version=version(),
+            pid=os.getpid(),
+            started=self.started,
+            ready=not pending,
+            pending=pending,
+            capture=self._capture,
+            dataplane=dataplane,
+            control_plane=control_plane,
+            certificates=CertificateSummary(
+                available=sum(entry.state == "Available" for entry in certificates),
+                total=len(certificates),
+                next_expiry=min(expiries, default=None),
+            ),
+            pods=summarise(pods, self._pods.name),
+            connections=ConnectionSummary(
+                inbound=sum(pod.inbound_connections for pod in pods),
+                outbound=sum(pod.outbound_connections for pod in pods),
+            ),
+            problems=tuple(problems),
+        )
+
+
+def summarise(pods: list[PodView], source: str) -> PodSummary:
+    return PodSummary(
+        total=len(pods),
+        captured=sum(pod.captured for pod in pods),
+        verified=sum(pod.verified for pod in pods),
+        failed=sum(bool(pod.problem) for pod in pods),
+        source=source,
+    )
+
+
+def version() -> str:
+    try:
+        return metadata.version("underpass")
+    except metadata.PackageNotFoundError:
+        return "unknown"
