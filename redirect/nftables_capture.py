@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+BY_MARK_ALONE = (
+    "nftables can't match cgroups here (it takes kernel 5.13 with nft_socket, and cgroup2 mounted"
+    f" below {cgroups.NFT_ROOT}): the data plane is exempt by its mark alone, which every process"
+    " with NET_RAW can set"
+)
+
 _EMPTY = f"table {ruleset.FAMILY} {ruleset.TABLE} {{\n}}\n"
 
 
@@ -55,6 +61,8 @@ class NftablesCapture:
         self._proofs: dict[str, tuple[_Proof, int]] = {}
 
     async def probe(self) -> Probe:
+        """Of the node, not of the configuration: whether the data plane has a cgroup is told by
+        whoever starts it."""
         try:
             text = ruleset.render(
                 self._config, Target(uid="", name="probe", netns_fd=-1, dns=True), ()
@@ -66,19 +74,7 @@ class NftablesCapture:
             return Probe(usable=False, reason=str(exc))
         except OSError as exc:
             return Probe(usable=False, reason=f"namespaces can't be used: {exc}")
-        notes = []
-        if not self._config.exempt_cgroups:
-            notes.append(
-                "the data plane has no cgroup of its own: it is exempt by its mark alone,"
-                " which every process with NET_RAW can set"
-            )
-        elif not by_cgroup:
-            notes.append(
-                "nftables can't match cgroups here (kernel 5.13 with nft_socket, and cgroup2"
-                f" mounted below {cgroups.NFT_ROOT}): the data plane is exempt by its mark alone,"
-                " which every process with NET_RAW can set"
-            )
-        return Probe(usable=True, notes=tuple(notes))
+        return Probe(usable=True, notes=() if by_cgroup else (BY_MARK_ALONE,))
 
     async def install(self, target: Target) -> None:
         ipv6 = self._config.ipv6

@@ -83,7 +83,9 @@ def _get(place: Place, section: str) -> Any:
     except ValueError:
         data = body.decode(errors="replace").strip()
     if answer.status != 200:
-        text = data.get("error", data) if isinstance(data, dict) else data
+        text = data
+        if isinstance(data, dict):
+            text = "\n".join(filter(None, [data.get("error", str(data)), data.get("remedy")]))
         raise click.ClickException(
             f"the agent of {place.node} answered {answer.status} to {section}: {text}"
         )

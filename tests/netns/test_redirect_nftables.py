@@ -10,7 +10,6 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +21,7 @@ from redirect import (
     Ports,
     RedirectError,
     Target,
+    cgroups,
     nft,
 )
 from tests.netns.redirect_pods import World, cgroup_leaf, target, world
@@ -394,11 +394,38 @@ async def test_the_probe_is_usable_here_without_reservations(redirect: NftablesC
     assert (probe.usable, probe.reason, probe.notes) == (True, "", ())
 
 
-async def test_the_probe_says_that_the_mark_alone_is_weaker() -> None:
-    redirect = NftablesCapture(CaptureConfig(probe_addresses=(IPv4Address("169.254.7.127"),)))
+async def test_where_cgroups_cannot_be_matched_the_probe_says_so_and_the_mark_exempts(
+    pod: Target, place: World, leaf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("30 23 0:26 / /mnt/cgroup2 rw - cgroup2 cgroup2 rw\n")
+    monkeypatch.setattr(cgroups, "MOUNTINFO", mountinfo)
+    redirect = NftablesCapture(CaptureConfig(exempt_cgroups=(leaf,)))
     probe = await redirect.probe()
     assert probe.usable
-    assert any("NET_RAW" in note for note in probe.notes)
+    assert any("mark alone" in note for note in probe.notes)
+    await redirect.install(pod)
+    assert await redirect.verify(pod) == ()
+    rules = place.pod.run("nft", "list", "table", "inet", "underpass")
+    assert "data-plane-by-mark" in rules
+    assert "cgroupv2" not in rules
+    await redirect.close()
+
+
+async def test_a_failure_of_nft_as_a_whole_does_not_weaken_the_exemption(
+    pod: Target, leaf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redirect = NftablesCapture(CaptureConfig(exempt_cgroups=(leaf,)))
+
+    def broken(text: str) -> None:
+        raise RedirectError("nft: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nft, "run", broken)
+        with pytest.raises(RedirectError, match="out of memory"):
+            await redirect.install(pod)
+    await redirect.install(pod)
+    assert any(rule.name == "data-plane-1" for rule in (await redirect.list(pod)).rules)
     await redirect.close()
 
 
