@@ -16,7 +16,7 @@ import grpc
 
 from agent.dataplane import InvalidRequest
 from agent.errors import AgentError
-from agent.xds import faults, requests, wire
+from agent.xds import faults, memory, requests, wire
 from agent.xds.backoff import Backoff
 from agent.xds.channel import open_channel
 from agent.xds.endpoint import ControlPlaneError, Endpoint
@@ -159,12 +159,16 @@ class _Session:
             log.info("stream open address=%s", self._config.address)
             self._progress.connected()
             while True:
-                response = await call.read()
-                if not isinstance(response, bytes):
-                    raise ControlPlaneError(
-                        f"xDS at {self._config.address} ended the stream without an error"
-                    )
-                await _write(call, await self._apply(response))
+                # In no variable here: it would keep a whole mesh in memory until the next push.
+                await _write(call, await self._apply(await self._read(call)))
+
+    async def _read(self, call: _Call) -> bytes:
+        response = await call.read()
+        if not isinstance(response, bytes):
+            raise ControlPlaneError(
+                f"xDS at {self._config.address} ended the stream without an error"
+            )
+        return response
 
     def _first(
         self, type_url: str, held: control_pb2.TypeState | None, without_versions: bool
@@ -193,6 +197,7 @@ class _Session:
             return requests.refuse(found.type_url, found.nonce, str(error))
         self.fruitful = True
         self._progress.applied(response, reply)
+        memory.passed(len(response))
         for rejection in reply.rejected:
             log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
         return requests.acknowledge(reply)
