@@ -72,8 +72,14 @@ class XdsClient:
         self._point.detach()
 
     def status(self) -> XdsStatus:
+        if not self._point.attached:
+            return self._progress.snapshot(note="waiting for the data plane")
+        found = self._progress.snapshot()
+        missing = [name for name, entry in found.types.items() if not entry.processed]
+        if not found.connected or not missing:
+            return found
         return self._progress.snapshot(
-            note="" if self._point.attached else "waiting for the data plane"
+            note=f"xDS at {self._config.address} is connected but hasn't sent {', '.join(missing)}"
         )
 
     async def run(self) -> None:

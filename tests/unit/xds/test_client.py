@@ -238,7 +238,8 @@ async def test_control_plane_away_and_back(plane: FakeControlPlane) -> None:
         client.attach(target, [])
         stream = await stream_of(plane)
         stream.push(response(("a", "1")))
-        await eventually(stream.answers)
+        stream.push(response(type_url=AUTHORIZATION))
+        await eventually(lambda: client.status().processed)
         await plane.stop()
         await eventually(
             lambda: "connection refused" in client.status().last_error,
@@ -251,6 +252,20 @@ async def test_control_plane_away_and_back(plane: FakeControlPlane) -> None:
         assert dict(again.first(ADDRESS).initial_resource_versions) == {"a": "1"}
         await eventually(lambda: client.status().connected)
         assert client.status().last_error == ""
+
+
+async def test_silent_control_plane_is_told_from_a_good_one(plane: FakeControlPlane) -> None:
+    async with running(config(plane)) as client:
+        client.attach(RecordingDataplane(), [])
+        stream = await stream_of(plane)
+        await eventually(lambda: "hasn't sent" in client.status().last_error)
+        assert client.status().connected
+        assert ADDRESS in client.status().last_error
+        stream.push(response())
+        await eventually(lambda: ADDRESS not in client.status().last_error)
+        assert AUTHORIZATION in client.status().last_error
+        stream.push(response(type_url=AUTHORIZATION))
+        await eventually(lambda: client.status().last_error == "")
 
 
 async def fails_with(settings: XdsConfig, *parts: str) -> None:
