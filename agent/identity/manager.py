@@ -111,8 +111,10 @@ class IdentityManager:
             while True:
                 self._changed.clear()
                 self._start_due()
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), self._pause())
+                    async with asyncio.timeout(self._pause()):
+                        await self._changed.wait()
         finally:
             running = list(self._fetches.values())
             self.detach()

@@ -5,7 +5,6 @@ the versions that one holds; without a data plane nothing is read.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -101,8 +100,7 @@ class XdsClient:
             delay = self._config.backoff.delay(failures)
             level = logging.WARNING if self._progress.failed(str(failure)) else logging.DEBUG
             log.log(level, "stream ended error=%r retry_in=%.2fs", str(failure), delay / _SECOND)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(attached.gone.wait(), delay / _SECOND)
+            await attached.linger(delay)
 
     async def _serve(self, session: "_Session", attached: Attachment) -> Exception | None:
         """One connection, until it fails (why) or the data plane is no longer attached (None)."""

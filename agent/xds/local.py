@@ -44,7 +44,7 @@ class LocalFile:
 
     def __init__(self, path: Path, *, poll: timedelta = POLL) -> None:
         self._path = path
-        self._poll = poll.total_seconds()
+        self._poll = poll
         self._point = AttachPoint()
         self._progress = Progress(str(path))
         self._stamp: _Stamp | None = None
@@ -75,7 +75,7 @@ class LocalFile:
                 await self._feed(attached)
             except AgentError as error:
                 self._show(str(error))
-                await _pause(attached, self._poll)
+                await attached.linger(self._poll)
 
     async def _feed(self, attached: Attachment) -> None:
         """Until this data plane is gone. Raises DataplaneError."""
@@ -90,7 +90,7 @@ class LocalFile:
                 self._show(self._error)
             else:
                 self._progress.connected()
-            await _pause(attached, self._poll)
+            await attached.linger(self._poll)
 
     async def _read(self) -> None:
         """Takes a changed file in; a bad one leaves what was there and sets the error."""
@@ -174,11 +174,3 @@ def _response(
 def _stamp(path: Path) -> _Stamp:
     found = path.stat()
     return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-async def _pause(attached: Attachment, seconds: float) -> None:
-    """Sleeps, but not past the end of the attachment."""
-    try:
-        await asyncio.wait_for(attached.gone.wait(), seconds)
-    except TimeoutError:
-        return

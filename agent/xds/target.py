@@ -1,7 +1,9 @@
 """What a configuration source needs of the data plane, and how one is attached to it."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Protocol
 
 from proto.gen import control_pb2
@@ -38,6 +40,13 @@ class Attachment:
         """
         known, self._known = self._known, None
         return await self.target.types() if known is None else known
+
+    async def linger(self, at_most: timedelta) -> None:
+        """Waits, but not past the end of this attachment."""
+        # Not wait_for: before Python 3.12 it may swallow a cancellation.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most.total_seconds()):
+                await self.gone.wait()
 
 
 class AttachPoint:
