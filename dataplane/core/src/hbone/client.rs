@@ -1,0 +1,396 @@
+//! The client's side of one tunnel: how it is opened, what drives it, and a stream's place on it.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::{Connection, SendRequest};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::keepalive::{Beat, Keepalive};
+use super::pool::Inner;
+use super::server::text;
+use super::settings::Http2;
+use super::socket::Socket;
+use super::{Connect, Dial, Error, Key, Stream};
+use crate::config::Limits;
+use crate::identity::Identity;
+use crate::tls::{describe, peer_identity};
+
+/// A tunnel that may carry streams. Its connection closes when the last holder is gone.
+pub struct Tunnel {
+    pub key: Key,
+    pub peer: Identity,
+    send: SendRequest<Bytes>,
+    max_streams: usize,
+    pool: Weak<Inner>,
+    /// Over the pool's bound: gone as soon as it is idle.
+    pub unpooled: AtomicBool,
+    active: AtomicUsize,
+    pub idle_since: Mutex<Instant>,
+    /// The peer's settings arrived.
+    settled: AtomicBool,
+    /// At least one request was answered.
+    served: AtomicBool,
+    /// Why it can't be used any more.
+    ended: Mutex<Option<Error>>,
+}
+
+/// A stream's place on a tunnel, counted until it is dropped.
+pub struct Slot {
+    pub tunnel: Arc<Tunnel>,
+}
+
+/// Why a request wasn't answered.
+pub enum Failure {
+    /// A tunnel that had served before turned out to have ended: the request wasn't processed,
+    /// and this says nothing about the peer.
+    Stale,
+    /// The peer has not processed it: it may be sent again, on another tunnel.
+    Unprocessed(Error),
+    Final(Error),
+}
+
+/// What the task of a new tunnel needs.
+pub struct Dialling {
+    pub key: Key,
+    pub tls: Arc<ClientConfig>,
+    pub dial: Dial,
+    pub limits: Limits,
+    pub http2: Http2,
+    pub pool: Weak<Inner>,
+    /// Set when everything must end.
+    pub cut: watch::Receiver<bool>,
+}
+
+/// Makes sure that those who wait for a tunnel learn how that ended, also when its task panics.
+struct Opening {
+    pool: Weak<Inner>,
+    key: Key,
+    told: bool,
+}
+
+type Driver = Connection<TlsStream<Socket>, Bytes>;
+
+impl Tunnel {
+    /// Streams on it now.
+    pub fn active(&self) -> usize {
+        self.active.load(Ordering::Acquire)
+    }
+
+    /// Whether one more stream may be opened. One place below the maximum stays free (facts
+    /// ztunnel 15.3); before the peer's settings are known there is one stream.
+    pub fn has_room(&self) -> bool {
+        if self.ended.lock().is_some() {
+            return false;
+        }
+        let max = match self.settled.load(Ordering::Acquire) {
+            true => self.max_streams.min(self.send.current_max_send_streams()),
+            false => 1,
+        };
+        self.active() < max.saturating_sub(1).max(1)
+    }
+
+    /// Only under the pool's lock, which makes `has_room` and this one step.
+    pub fn take(self: &Arc<Self>) -> Slot {
+        self.active.fetch_add(1, Ordering::AcqRel);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.counts.streams.fetch_add(1, Ordering::Relaxed);
+        }
+        Slot {
+            tunnel: self.clone(),
+        }
+    }
+
+    /// Idle time, if it is idle.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        (self.active() == 0).then(|| now.saturating_duration_since(*self.idle_since.lock()))
+    }
+
+    fn end(&self, error: Error) {
+        self.ended.lock().get_or_insert(error);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let tunnel = &self.tunnel;
+        *tunnel.idle_since.lock() = Instant::now();
+        let last = tunnel.active.fetch_sub(1, Ordering::AcqRel) == 1;
+        if let Some(pool) = tunnel.pool.upgrade() {
+            pool.counts.streams.fetch_sub(1, Ordering::Relaxed);
+            if last && tunnel.unpooled.load(Ordering::Relaxed) {
+                pool.retire_idle(tunnel);
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Sends the CONNECT and waits for its answer; the slot stays with the stream.
+    pub async fn request(
+        self,
+        connect: &Connect,
+        limit: Duration,
+    ) -> Result<(Stream, HeaderMap), Failure> {
+        let dst = self.tunnel.key.dst;
+        let request = request(connect)
+            .map_err(|err| Failure::Final(Error::Http2(dst, format!("authority: {err}"))))?;
+        match tokio::time::timeout(limit, self.exchange(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::Final(Error::Timeout(dst, "CONNECT", limit))),
+        }
+    }
+
+    async fn exchange(self, request: Request<()>) -> Result<(Stream, HeaderMap), Failure> {
+        let tunnel = self.tunnel.clone();
+        let sender = tunnel.send.clone().ready().await;
+        let (response, send) = sender
+            .and_then(|mut sender| sender.send_request(request, false))
+            .map_err(|err| tunnel.unsent(&err))?;
+        let response = response.await.map_err(|err| tunnel.unanswered(&err))?;
+        tunnel.served.store(true, Ordering::Relaxed);
+        let (parts, recv) = response.into_parts();
+        if parts.status != StatusCode::OK {
+            return Err(Failure::Final(Error::Status(parts.status.as_u16())));
+        }
+        Ok((Stream::new(send, recv, Some(self)), parts.headers))
+    }
+}
+
+impl Tunnel {
+    /// The request never left.
+    fn unsent(&self, err: &h2::Error) -> Failure {
+        match err.is_go_away() || err.is_io() || self.ended.lock().is_some() {
+            true => self.over(err),
+            false => Failure::Final(self.why(err)),
+        }
+    }
+
+    fn unanswered(&self, err: &h2::Error) -> Failure {
+        // The library gives a peer's GOAWAY only to streams above the last one it processed.
+        if err.is_go_away() && err.is_remote() {
+            return self.over(err);
+        }
+        match err.is_reset() && err.reason() == Some(Reason::REFUSED_STREAM) {
+            true => Failure::Unprocessed(self.why(err)),
+            false => Failure::Final(self.why(err)),
+        }
+    }
+
+    /// The tunnel takes no more requests, and this one wasn't processed.
+    fn over(&self, err: &h2::Error) -> Failure {
+        let error = self.why(err);
+        self.end(error.clone());
+        match self.served.load(Ordering::Relaxed) {
+            true => Failure::Stale,
+            false => Failure::Unprocessed(error),
+        }
+    }
+
+    /// The connection's own end tells more than what the library tells each stream.
+    fn why(&self, err: &h2::Error) -> Error {
+        let ended = match err.is_io() {
+            true => self.ended.lock().clone(),
+            false => None,
+        };
+        ended.unwrap_or_else(|| Error::Http2(self.key.dst, text(err)))
+    }
+}
+
+impl Opening {
+    fn tell(&mut self, result: Result<(), Error>) {
+        if !self.told
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.opened(&self.key, result);
+        }
+        self.told = true;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let text = "dialling ended without a result".to_owned();
+        self.tell(Err(Error::Connect(self.key.dst, text)));
+    }
+}
+
+/// Opens the tunnel, hands it to the pool, and drives it to its end.
+pub async fn run(dialling: Dialling) {
+    let mut opening = Opening {
+        pool: dialling.pool.clone(),
+        key: dialling.key.clone(),
+        told: false,
+    };
+    // The state of handshakes is large and soon over: not in the driver's own future.
+    let opened = {
+        let mut cut = dialling.cut.clone();
+        let opened = Box::pin(open(&dialling));
+        tokio::select! {
+            biased;
+            _ = cut.wait_for(|cut| *cut) => Err(Error::Draining),
+            opened = opened => opened,
+        }
+    };
+    let (tunnel, connection, keepalive) = match opened {
+        Ok(parts) => parts,
+        Err(error) => return opening.tell(Err(error)),
+    };
+    let Some(pool) = dialling.pool.upgrade() else {
+        return;
+    };
+    let counts = pool.counts.clone();
+    counts.tunnels.fetch_add(1, Ordering::Relaxed);
+    let weak = Arc::downgrade(&tunnel);
+    if pool.admit(tunnel) {
+        drop(pool);
+        drive(&dialling, &mut opening, &weak, connection, keepalive).await;
+    }
+    counts.tunnels.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), Error> {
+    let (dst, limits) = (dialling.key.dst, &dialling.limits);
+    let limit = limits.connect_timeout;
+    let tcp = match tokio::time::timeout(limit, (dialling.dial)(dst)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(err)) => return Err(Error::Connect(dst, err.to_string())),
+        Err(_) => return Err(Error::ConnectTimeout(dst, limit)),
+    };
+    let limit = limits.tls_handshake_timeout;
+    let handshakes = async {
+        // Not sent and not checked: identities count, not names.
+        let name = ServerName::from(dst.ip());
+        let tls = TlsConnector::from(dialling.tls.clone())
+            .connect(name, Socket::new(tcp))
+            .await
+            .map_err(|err| Error::Tls(dst, describe(&err)))?;
+        let peer = peer_identity(tls.get_ref().1.peer_certificates())
+            .ok_or_else(|| Error::Tls(dst, "the peer has no SPIFFE identity".to_owned()))?;
+        let client = dialling.http2.client(limits.pool_max_streams);
+        let (send, connection) = client
+            .handshake::<_, Bytes>(tls)
+            .await
+            .map_err(|err| Error::Http2(dst, text(&err)))?;
+        Ok((peer, send, connection))
+    };
+    let (peer, send, mut connection) = match tokio::time::timeout(limit, handshakes).await {
+        Ok(result) => result?,
+        Err(_) => return Err(Error::Timeout(dst, "TLS handshake", limit)),
+    };
+    let pings = connection
+        .ping_pong()
+        .ok_or_else(|| Error::Http2(dst, "PINGs are taken".to_owned()))?;
+    let http2 = &dialling.http2;
+    let keepalive = Keepalive::new(pings, http2.ping_interval, http2.ping_timeout).at_once(limit);
+    let tunnel = Tunnel {
+        key: dialling.key.clone(),
+        peer,
+        send,
+        max_streams: limits.pool_max_streams as usize,
+        pool: dialling.pool.clone(),
+        unpooled: AtomicBool::new(false),
+        active: AtomicUsize::new(0),
+        idle_since: Mutex::new(Instant::now()),
+        settled: AtomicBool::new(false),
+        served: AtomicBool::new(false),
+        ended: Mutex::new(None),
+    };
+    Ok((Arc::new(tunnel), connection, keepalive))
+}
+
+/// Until the connection ends by itself, the peer is dead, the pool is cut, or nobody used the
+/// tunnel for long.
+async fn drive(
+    dialling: &Dialling,
+    opening: &mut Opening,
+    tunnel: &Weak<Tunnel>,
+    mut connection: Driver,
+    mut keepalive: Keepalive,
+) {
+    let dst = dialling.key.dst;
+    let release = dialling.limits.pool_idle;
+    let idle = tokio::time::sleep(release);
+    tokio::pin!(idle);
+    let mut cut = dialling.cut.clone();
+    let error = loop {
+        tokio::select! {
+            biased;
+            ended = &mut connection => break ended_by(dst, ended),
+            beat = poll_fn(|cx| keepalive.poll(cx)) => match beat {
+                Beat::Dead(silence) => break Error::Timeout(dst, "PING", silence),
+                Beat::Answered => {
+                    if let Some(tunnel) = tunnel.upgrade() {
+                        tunnel.settled.store(true, Ordering::Release);
+                    }
+                    opening.tell(Ok(()));
+                }
+            },
+            _ = cut.wait_for(|cut| *cut) => break Error::Draining,
+            () = &mut idle => {
+                // Without holders the connection ends by itself, with GOAWAY.
+                let next = next_idle_check(dialling, tunnel, release);
+                idle.as_mut().reset(Instant::now() + next);
+            }
+        }
+    };
+    // First the reason, then the connection: whoever is woken by its end finds the reason.
+    if let Some(tunnel) = tunnel.upgrade() {
+        tunnel.end(error.clone());
+        if let Some(pool) = dialling.pool.upgrade() {
+            pool.retire(&tunnel);
+        }
+    }
+    drop(connection);
+    opening.tell(Err(error));
+}
+
+/// Lets the pool forget the tunnel when it has been idle for `release`, else says when to look
+/// again.
+fn next_idle_check(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration) -> Duration {
+    let idle = tunnel.upgrade().and_then(|t| t.idle(Instant::now()));
+    match (idle, tunnel.upgrade(), dialling.pool.upgrade()) {
+        (Some(idle), Some(tunnel), Some(pool)) if idle >= release => {
+            pool.retire_idle(&tunnel);
+            release
+        }
+        (Some(idle), _, _) => release.saturating_sub(idle),
+        (None, _, _) => release,
+    }
+}
+
+fn ended_by(dst: SocketAddr, ended: Result<(), h2::Error>) -> Error {
+    match ended {
+        Ok(()) => Error::Http2(dst, "the peer closed the connection".to_owned()),
+        Err(err) => match err.get_io() {
+            Some(io) if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
+                Error::Tls(dst, describe(io))
+            }
+            _ => Error::Http2(dst, text(&err)),
+        },
+    }
+}
+
+fn request(connect: &Connect) -> Result<Request<()>, http::Error> {
+    let uri = Uri::builder()
+        .authority(connect.authority.as_str())
+        .build()?;
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(uri)
+        .body(())?;
+    *request.headers_mut() = connect.headers.clone();
+    Ok(request)
+}

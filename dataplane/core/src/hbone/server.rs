@@ -1,0 +1,201 @@
+//! The server's side of a tunnel: handshakes, then CONNECT after CONNECT.
+
+use std::future::poll_fn;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Method, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::keepalive::{Beat, Keepalive};
+use super::settings::Http2;
+use super::socket::Socket;
+use super::{Error, Stream};
+use crate::config::Limits;
+use crate::identity::Identity;
+use crate::tls::{Credentials, describe, peer_identity};
+
+/// An inbound CONNECT (or something else that must be refused with a status).
+pub struct Request {
+    pub method: Method,
+    /// As received, unparsed.
+    pub authority: Option<String>,
+    pub headers: HeaderMap,
+}
+
+/// The answer is owed exactly once; dropping it resets the stream.
+pub struct Responder {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+    from: SocketAddr,
+}
+
+/// One inbound tunnel after its handshakes.
+pub struct Tunnel {
+    connection: Connection<TlsStream<Socket>, Bytes>,
+    keepalive: Keepalive,
+    peer: Identity,
+    from: SocketAddr,
+    over: bool,
+}
+
+impl Responder {
+    /// 200 with these headers; the stream is open from now on.
+    pub fn accept(mut self, headers: HeaderMap) -> Result<Stream, Error> {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        let send = self
+            .respond
+            .send_response(response, false)
+            .map_err(|err| Error::Http2(self.from, err.to_string()))?;
+        Ok(Stream::new(send, self.recv, None))
+    }
+
+    /// Status only, end of stream (facts ztunnel 3.3).
+    pub fn refuse(mut self, status: u16) {
+        let mut response = Response::new(());
+        *response.status_mut() =
+            StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // Fails only when the client gave up: nobody is left to be told.
+        let _ = self.respond.send_response(response, true);
+    }
+}
+
+impl Tunnel {
+    /// TLS and HTTP/2 handshakes within the time limits.
+    pub async fn accept(
+        tcp: TcpStream,
+        credentials: &Credentials,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        Self::accept_with(tcp, credentials, limits, &Http2::default()).await
+    }
+
+    pub(super) async fn accept_with(
+        tcp: TcpStream,
+        credentials: &Credentials,
+        limits: &Limits,
+        http2: &Http2,
+    ) -> Result<Self, Error> {
+        let from = tcp
+            .peer_addr()
+            .unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
+        let limit = limits.tls_handshake_timeout;
+        // The state of handshakes is large and soon over: not in the tunnel's own future.
+        let handshakes = Box::pin(handshakes(tcp, credentials, http2, from));
+        match tokio::time::timeout(limit, handshakes).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout(from, "TLS or HTTP/2 handshake", limit)),
+        }
+    }
+
+    /// First URI SAN that is a SPIFFE id (facts ztunnel 3.1).
+    pub fn peer(&self) -> &Identity {
+        &self.peer
+    }
+
+    /// Drives the connection until the next request; None when the tunnel is over. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<(Request, Responder), Error>> {
+        if self.over {
+            return None;
+        }
+        let from = self.from;
+        tokio::select! {
+            biased;
+            request = self.connection.accept() => match request {
+                Some(Ok((request, respond))) => Some(Ok(received(request, respond, from))),
+                Some(Err(err)) => {
+                    self.over = true;
+                    Some(Err(Error::Http2(from, text(&err))))
+                }
+                None => {
+                    self.over = true;
+                    None
+                }
+            },
+            silence = silence(&mut self.keepalive) => {
+                self.over = true;
+                self.connection.abrupt_shutdown(Reason::NO_ERROR);
+                // One attempt to write: who doesn't answer may not read either.
+                poll_fn(|cx| {
+                    let _ = self.connection.poll_closed(cx);
+                    Poll::Ready(())
+                })
+                .await;
+                Some(Err(Error::Timeout(from, "PING", silence)))
+            }
+        }
+    }
+
+    /// GOAWAY; streams that are open may end. Keep calling `next` until None.
+    pub fn drain(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+}
+
+async fn handshakes(
+    tcp: TcpStream,
+    credentials: &Credentials,
+    http2: &Http2,
+    from: SocketAddr,
+) -> Result<Tunnel, Error> {
+    let tls = TlsAcceptor::from(credentials.server.clone())
+        .accept(Socket::new(tcp))
+        .await
+        .map_err(|err| Error::Tls(from, describe(&err)))?;
+    let peer = peer_identity(tls.get_ref().1.peer_certificates())
+        .ok_or_else(|| Error::Tls(from, "the peer has no SPIFFE identity".to_owned()))?;
+    let mut connection = http2
+        .server()
+        .handshake(tls)
+        .await
+        .map_err(|err| Error::Http2(from, text(&err)))?;
+    let pings = connection
+        .ping_pong()
+        .ok_or_else(|| Error::Http2(from, "PINGs are taken".to_owned()))?;
+    Ok(Tunnel {
+        connection,
+        keepalive: Keepalive::new(pings, http2.ping_interval, http2.ping_timeout),
+        peer,
+        from,
+        over: false,
+    })
+}
+
+fn received(
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    from: SocketAddr,
+) -> (Request, Responder) {
+    let (parts, recv) = request.into_parts();
+    let request = Request {
+        method: parts.method,
+        authority: parts.uri.authority().map(|a| a.as_str().to_owned()),
+        headers: parts.headers,
+    };
+    let responder = Responder {
+        respond,
+        recv,
+        from,
+    };
+    (request, responder)
+}
+
+/// How long the peer has answered no PING, once that is too long.
+async fn silence(keepalive: &mut Keepalive) -> std::time::Duration {
+    loop {
+        if let Beat::Dead(silence) = poll_fn(|cx| keepalive.poll(cx)).await {
+            return silence;
+        }
+    }
+}
+
+/// An error of the library, with what TLS said below it.
+pub(super) fn text(err: &h2::Error) -> String {
+    err.get_io().map_or_else(|| err.to_string(), describe)
+}
