@@ -206,11 +206,22 @@ async fn read_all(
         let place = places.clone().acquire_owned().await;
         let session = session.clone();
         tokio::spawn(async move {
-            requests::answer(&session, job).await;
+            work(session, job).await;
             drop(place);
         });
     }
     Ok(())
+}
+
+/// Answers one request. A panic is answered, too, and ends nothing else.
+async fn work(session: Arc<Session>, job: Job) {
+    let answer = job.answer.clone();
+    let task = tokio::spawn(async move { requests::answer(&session, job).await });
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a request failed");
+        let failure = Failure::new(Code::Internal, "", format!("the request failed: {error}"));
+        answer.last(Err(failure)).await;
+    }
 }
 
 fn decode(frame: &Frame) -> Result<pb::Request, FrameError> {
@@ -274,7 +285,7 @@ impl Lanes {
             let task = tokio::spawn(async move {
                 while let Some(job) = jobs.recv().await {
                     if !session.over.load(Ordering::Relaxed) {
-                        requests::answer(&session, job).await;
+                        work(session.clone(), job).await;
                     }
                 }
             });

@@ -208,13 +208,3 @@ fn listens(netns: &TestNetns, addr: &str) -> bool {
     let connect = || std::net::TcpStream::connect(addr);
     netns.open().enter(connect).expect("may enter").is_ok()
 }
-
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let held = timeout(Duration::from_secs(10), wait).await;
-    assert!(held.is_ok(), "never: {what}");
-}

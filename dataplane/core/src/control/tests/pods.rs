@@ -14,10 +14,7 @@ async fn an_added_pod_listens_on_three_ports_of_both_families() {
     }
     let pods = agent.pods().await;
     assert_eq!(pods[0].state(), pb::pod_status::State::Up);
-    assert_eq!(
-        (pods[0].netns_inode, pods[0].netns_dev),
-        netns.open().id()
-    );
+    assert_eq!((pods[0].netns_inode, pods[0].netns_dev), netns.open().id());
     assert_eq!(pods[0].pod.as_ref().unwrap().name, "name-a");
     // The same again.
     done(agent.add("a", &netns).await);
@@ -81,7 +78,10 @@ async fn a_taken_port_is_in_use_until_it_is_free() {
     let mut agent = plane.agent().await;
     let (code, text) = error(agent.add("a", &netns).await);
     assert_eq!(code, Code::InUse);
-    assert!(text.contains("15008") && text.contains("shop/name-a"), "{text}");
+    assert!(
+        text.contains("15008") && text.contains("shop/name-a"),
+        "{text}"
+    );
     assert!(agent.pods().await.is_empty());
     drop(other);
     done(agent.add("a", &netns).await);
@@ -144,7 +144,10 @@ async fn update_changes_settings_of_known_pods_only() {
     done(agent.ask(update("a"), vec![]).await);
     let pods = agent.pods().await;
     assert_eq!(pods[0].settings.as_ref().unwrap().addresses, ["10.0.0.9"]);
-    assert_eq!(error(agent.ask(update("b"), vec![]).await).0, Code::NotFound);
+    assert_eq!(
+        error(agent.ask(update("b"), vec![]).await).0,
+        Code::NotFound
+    );
 }
 
 #[tokio::test]

@@ -237,5 +237,8 @@ async fn dumps_have_sections_and_unknown_ones_are_not_found() {
     let json: serde_json::Value = serde_json::from_slice(&chunk.data).unwrap();
     assert_eq!(json["a"]["state"], "Up");
     assert_eq!(json["a"]["info"]["serviceAccount"], "web");
-    assert_eq!(error(agent.ask(dump("nope"), vec![]).await).0, Code::NotFound);
+    assert_eq!(
+        error(agent.ask(dump("nope"), vec![]).await).0,
+        Code::NotFound
+    );
 }

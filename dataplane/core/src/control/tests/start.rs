@@ -42,7 +42,9 @@ async fn a_file_that_is_no_socket_is_left_alone() {
 /// cgroup2 of this machine, wherever it is mounted.
 fn cgroup2() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2"));
+    let line = mounts
+        .lines()
+        .find(|l| l.split(' ').nth(2) == Some("cgroup2"));
     let mount = line.expect("cgroup2 is mounted").split(' ').nth(1);
     mount.unwrap().into()
 }
