@@ -1,7 +1,5 @@
 """`underpass agent`: every setting as a flag; `agent.config` reads them together."""
 
-import asyncio
-import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -12,7 +10,7 @@ from typing import Any
 import click
 
 from agent import config
-from agent.errors import AgentError, ConfigErrors
+from agent.errors import ConfigErrors
 from agent.settings import SETTINGS, Listen, Setting
 
 # EX_USAGE of sysexits.h: no restart will help (design, configuration).
@@ -32,14 +30,7 @@ def _run(context: click.Context, /, config_file: Path | None, **options: Any) ->
 
     from agent import app
 
-    try:
-        outcome: Any = app.run(wanted)
-        code = asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome
-    except AgentError as error:
-        raise click.ClickException(
-            f"{error}\n{error.remedy}" if error.remedy else str(error)
-        ) from error
-    sys.exit(code or 0)
+    sys.exit(app.run(wanted))
 
 
 def _with_outer(options: Mapping[str, Any], sought: Any) -> dict[str, Any]:

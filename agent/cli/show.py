@@ -69,6 +69,15 @@ def console(*, wide: bool = False) -> "Console":
     return Console(width=width, highlight=False, soft_wrap=False)
 
 
+def paint(*parts: Any, wide: bool = False) -> None:
+    """Prints without the blanks with which rich fills lines up."""
+    target = console(wide=wide)
+    with target.capture() as captured:
+        for part in parts:
+            target.print(part)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def _table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, wide: bool) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -79,7 +88,7 @@ def _table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, wide: b
     for line in lines:
         # Text, not markup: names come from outside and may hold brackets.
         table.add_row(*(Text(cell, overflow="fold") for cell in line))
-    console(wide=wide).print(table)
+    paint(table, wide=wide)
 
 
 # ---- texts of cells

@@ -14,6 +14,13 @@ from agent.cli import show
 from agent.cli.ask import ask
 from agent.cli.reach import Where, where
 
+AGENT_AWAY = {
+    "what": "the agent is away",
+    "why": "Its data plane still serves with what it last knew; nothing new is learnt, and rules"
+    " aren't watched.",
+    "remedy": "start the agent again: underpass agent …; its log tells why it ended",
+}
+
 
 @click.command()
 @where
@@ -39,32 +46,36 @@ def screen(found: dict[str, Any], *, from_agent: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = show.console()
-    wrong = is_wrong(found) or not from_agent
-    console.print(Text(_headline(found, from_agent=from_agent), style="bold"))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for title, text in _lines(found, from_agent=from_agent):
         table.add_row(title, Text(text))
-    console.print(table)
-    console.print()
-    if not wrong:
-        console.print(Text("Nothing is wrong.", style="green"))
-    for problem in found.get("problems") or []:
-        console.print(Text(f"✗ {problem['what']}", style="red"))
-        for sign, text in ((" ", problem.get("why")), ("→", problem.get("remedy"))):
-            if text:
-                console.print(Text(f"  {sign} {text}"))
+    headline = Text(_headline(found, from_agent=from_agent), style="bold")
+    problems = list(found.get("problems") or [])
     if not from_agent:
-        console.print(Text("✗ the agent is away", style="red"))
-        console.print(
-            Text(
-                "    Its data plane still serves with what it last knew; nothing new is learnt,"
-                " and rules aren't watched."
-            )
-        )
-        console.print(Text("  → start the agent again: underpass agent …; see its log for why"))
+        problems.append(AGENT_AWAY)
+    if problems:
+        what = [_problem(problem) for problem in problems]
+    elif found.get("ready"):
+        what = [Text("Nothing is wrong.", style="green")]
+    else:
+        what = [Text("Nothing is wrong so far; run this again in a moment.", style="yellow")]
+    show.paint(headline, table, "", *what)
+
+
+def _problem(problem: dict[str, str]) -> Any:
+    """What in red, then why, then the remedy behind an arrow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row("✗", Text(problem["what"], style="red"))
+    if problem.get("why"):
+        grid.add_row("", Text(problem["why"]))
+    if problem.get("remedy"):
+        grid.add_row("→", Text(problem["remedy"]))
+    return grid
 
 
 def _headline(found: dict[str, Any], *, from_agent: bool) -> str:

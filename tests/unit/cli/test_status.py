@@ -69,6 +69,7 @@ def test_the_screen_shows_every_part_within_80_columns(tmp_path: Path) -> None:
     ):
         assert part in " ".join(result.stdout.split()), part
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    assert not any(line.endswith(" ") for line in result.stdout.splitlines())
 
 
 def test_a_problem_comes_with_its_remedy_and_a_failing_exit_code(tmp_path: Path) -> None:
@@ -79,6 +80,7 @@ def test_a_problem_comes_with_its_remedy_and_a_failing_exit_code(tmp_path: Path)
     assert result.exit_code == machine.exit_code == for_people.exit_code == 1
     for part in PROBLEM.values():
         assert part in result.stdout
+    assert f"→ {PROBLEM['remedy']}" in result.stdout
     assert "Nothing is wrong" not in result.stdout
     assert json.loads(machine.stdout)["problems"] == [PROBLEM]
     assert yaml.safe_load(for_people.stdout)["problems"] == [PROBLEM]
