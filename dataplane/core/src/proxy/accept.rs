@@ -42,7 +42,11 @@ pub async fn accept_loop(
             Err(error) => {
                 errors.inc();
                 tracing::error!(%error, pause_ms = pause.as_millis() as u64, "can't accept");
-                tokio::time::sleep(pause).await;
+                tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }

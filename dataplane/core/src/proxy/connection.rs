@@ -88,11 +88,13 @@ impl Connection {
         }
     }
 
-    /// A policy doesn't allow it any longer: its task ends it.
-    pub fn deny(&self, reason: DenyReason) {
-        if self.denied.set(reason).is_ok() {
+    /// A policy doesn't allow it any longer: its task ends it. False where that was said before.
+    pub fn deny(&self, reason: DenyReason) -> bool {
+        let first = self.denied.set(reason).is_ok();
+        if first {
             self.close.notify_one();
         }
+        first
     }
 
     /// Resolves when a policy closed it.

@@ -41,7 +41,7 @@ pub async fn handle(
     tcp: TcpStream,
     peer: SocketAddr,
 ) {
-    let (mut tunnel, ends) = match Box::pin(accept(&pod, tcp, peer)).await {
+    let (mut tunnel, ends, _permit) = match Box::pin(accept(&pod, tcp, peer)).await {
         Ok(accepted) => accepted,
         Err((local, error)) => return pod.refuse(Direction::Inbound, peer, local, &error),
     };
@@ -73,12 +73,14 @@ async fn accept(
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Result<(Tunnel, Ends), (Option<SocketAddr>, Early)> {
+) -> Result<(Tunnel, Ends, Permit), (Option<SocketAddr>, Early)> {
     let local = tcp.local_addr().map_err(|error| (None, error.into()))?;
     let local = canonical_addr(local);
     let with_local = |error: Early| (Some(local), error);
-    let own = pod.own_workload().await.map_err(with_local)?;
     let limits = pod.limits();
+    let permit = pod.registry.admit_tunnel(limits.pod_max_connections);
+    let permit = permit.map_err(|limit| with_local(Early::TooMany(limit)))?;
+    let own = pod.own_workload().await.map_err(with_local)?;
     let identity = own.identity();
     let certificate = pod.shared.certs.get(&identity, limits.workload_wait).await;
     let credentials = certificate.map_err(|e| with_local(e.into()))?;
@@ -89,7 +91,7 @@ async fn accept(
         local,
         identity: tunnel.peer().clone(),
     };
-    Ok((tunnel, ends))
+    Ok((tunnel, ends, permit))
 }
 
 /// One request: gather context; do all that may fail before saying OK; say OK and copy.
@@ -101,16 +103,12 @@ async fn stream(pod: Arc<Pod>, ends: Ends, request: Request, responder: Responde
             return responder.refuse(error.status());
         }
     };
-    let result = match Box::pin(establish(&pod, &ends, open, responder)).await {
+    match Box::pin(establish(&pod, &ends, open, responder)).await {
         Ok((open, client, server)) => {
             let result = run(&open.connection, client, server).await;
             open.end(result);
-            Ok(())
         }
-        Err((open, error)) => Err((open, error)),
-    };
-    if let Err((open, error)) = result {
-        open.end(Err(error));
+        Err((open, error)) => open.end(Err(error)),
     }
     drop(permit);
 }

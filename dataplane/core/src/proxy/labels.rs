@@ -57,7 +57,8 @@ impl Peer {
     }
 }
 
-pub fn outbound(own: &Workload, route: &Route) -> (Labels, Peer, Peer) {
+/// Labels, and the pod names of both ends for the log.
+pub fn outbound(own: &Workload, route: &Route) -> (Labels, Arc<str>, Arc<str>) {
     let (destination, service, mtls) = match route {
         Route::Passthrough { .. } => (None, None, false),
         Route::Tcp {
@@ -71,12 +72,12 @@ pub fn outbound(own: &Workload, route: &Route) -> (Labels, Peer, Peer) {
     });
     let labels = Labels {
         reporter: Reporter::Source,
-        source: source.side.clone(),
-        destination: destination.side.clone(),
+        source: source.side,
+        destination: destination.side,
         service,
         mtls,
     };
-    (labels, source, destination)
+    (labels, source.pod, destination.pod)
 }
 
 fn from_gateway(headers: &HeaderMap, network: &str) -> bool {

@@ -135,8 +135,8 @@ impl PodProxy {
     pub async fn drain(&self, deadline: Duration) {
         self.stop_accepting();
         self.drain.send_replace(true);
-        self.pod.pool.drain();
-        // What is left at the deadline is cut, so that it ran out makes no other difference.
+        // The pool stays open: connections accepted a moment ago are still to be served. What is
+        // left at the deadline is cut, so that it ran out makes no other difference.
         let _ = tokio::time::timeout(deadline, self.traffic.none_left()).await;
         self.cut().await;
     }

@@ -101,7 +101,7 @@ fn captured(client: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, SocketA
 }
 
 fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
-    let (labels, source, destination) = labels::outbound(&routed.own, &routed.route);
+    let (labels, src_pod, dst_pod) = labels::outbound(&routed.own, &routed.route);
     let (next, authority) = match &routed.route {
         Route::Passthrough { dst } | Route::Tcp { dst, .. } => (*dst, None),
         Route::Hbone(route) => (route.tunnel, Some(route.authority.to_string().into())),
@@ -110,13 +110,13 @@ fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
         direction: Direction::Outbound,
         trace: routed.trace,
         src: routed.client,
-        src_pod: source.pod,
+        src_pod,
         original_dst: Some(dst.to_string().into()),
         dst: next,
         log_dst: next,
         hbone: authority.is_some(),
         authority,
-        dst_pod: destination.pod,
+        dst_pod,
         checked: None,
     };
     pod.open(facts, labels)

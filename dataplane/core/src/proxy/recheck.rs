@@ -46,9 +46,10 @@ fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Co
     };
     let own = own.unwrap_or(&checked.own);
     if let Verdict::Deny(reason) = policy::decide(snapshot, own, &checked.subject).verdict {
-        let policy = super::error::deciding_policy(&reason);
-        let metrics = &pod.shared.telemetry.metrics;
-        metrics.verdict(policy.map(AsRef::as_ref), false);
-        connection.deny(reason);
+        let policy = super::error::deciding_policy(&reason).cloned();
+        if connection.deny(reason) {
+            let metrics = &pod.shared.telemetry.metrics;
+            metrics.verdict(policy.as_deref(), false);
+        }
     }
 }

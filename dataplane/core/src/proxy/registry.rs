@@ -22,6 +22,7 @@ pub struct Registry {
     outbound: AtomicU32,
     /// Accepted, open or not yet: what the limit is about.
     admitted: Arc<AtomicU32>,
+    tunnels: Arc<AtomicU32>,
 }
 
 /// A place below the pod's limit, given back when dropped.
@@ -29,14 +30,14 @@ pub struct Registry {
 pub struct Permit(Arc<AtomicU32>);
 
 impl Registry {
-    /// Err holds the limit.
+    /// A connection or a stream. Err holds the limit.
     pub fn admit(&self, limit: u32) -> Result<Permit, u32> {
-        let permit = Permit(self.admitted.clone());
-        if self.admitted.fetch_add(1, Relaxed) < limit {
-            Ok(permit)
-        } else {
-            Err(limit)
-        }
+        Permit::take(&self.admitted, limit)
+    }
+
+    /// An inbound tunnel, from before its handshake: peers that only connect are bounded, too.
+    pub fn admit_tunnel(&self, limit: u32) -> Result<Permit, u32> {
+        Permit::take(&self.tunnels, limit)
     }
 
     /// From here on the connection is listed, counted, and closed when policies say so.
@@ -47,9 +48,12 @@ impl Registry {
         telemetry: &Arc<Telemetry>,
     ) -> Open {
         let direction = facts.direction;
-        let gauge = telemetry.metrics.connections(direction.as_str());
+        let gauge = match direction {
+            Direction::Inbound => &telemetry.metrics.inbound_connections,
+            Direction::Outbound => &telemetry.metrics.outbound_connections,
+        };
         let id = NEXT_ID.fetch_add(1, Relaxed);
-        let connection = Arc::new(Connection::new(id, facts, series, gauge));
+        let connection = Arc::new(Connection::new(id, facts, series, gauge.clone()));
         self.count(direction).fetch_add(1, Relaxed);
         self.shard(id).lock().insert(id, connection.clone());
         Open::new(connection, self.clone(), telemetry.clone())
@@ -97,6 +101,18 @@ impl Flush for Registry {
             for connection in connections {
                 connection.flush();
             }
+        }
+    }
+}
+
+impl Permit {
+    fn take(used: &Arc<AtomicU32>, limit: u32) -> Result<Self, u32> {
+        // Given back by its drop where the limit is reached.
+        let permit = Self(used.clone());
+        if used.fetch_add(1, Relaxed) < limit {
+            Ok(permit)
+        } else {
+            Err(limit)
         }
     }
 }

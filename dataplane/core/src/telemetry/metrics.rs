@@ -50,7 +50,8 @@ pub struct Metrics {
     verdicts: Family<VerdictLabels, Counter>,
     dry_run: Family<DryRunLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
-    connections: Family<DirectionLabels, Gauge>,
+    pub inbound_connections: Gauge,
+    pub outbound_connections: Gauge,
     pub tunnels: Gauge,
     pub panics: Counter,
     pub accept_errors: Counter,
@@ -85,13 +86,16 @@ impl Metrics {
         registry.register_collector(Box::new(Process {
             log_lines_dropped: log_lines_dropped.clone(),
         }));
+        let connections: Family<DirectionLabels, Gauge> = Family::default();
+        let live = |direction| connections.get_or_create_owned(&DirectionLabels { direction });
         let mut metrics = Self {
             registry: Registry::default(),
             traffic,
             verdicts: Family::default(),
             dry_run: Family::default(),
             refusals: Family::default(),
-            connections: Family::default(),
+            inbound_connections: live("inbound"),
+            outbound_connections: live("outbound"),
             tunnels: Gauge::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
@@ -100,6 +104,11 @@ impl Metrics {
             proxies_stopped: Counter::default(),
             log_lines_dropped,
         };
+        registry.register(
+            "underpass_connections",
+            "Live connections (unstable)",
+            connections,
+        );
         metrics.register_ours(&mut registry);
         metrics.registry = registry;
         metrics
@@ -120,11 +129,6 @@ impl Metrics {
             "underpass_refusals",
             "Connections refused before they were routed (unstable)",
             self.refusals.clone(),
-        );
-        registry.register(
-            "underpass_connections",
-            "Live connections (unstable)",
-            self.connections.clone(),
         );
         registry.register(
             "underpass_inbound_tunnels",
@@ -187,12 +191,6 @@ impl Metrics {
         self.refusals
             .get_or_create(&RefusalLabels { direction, reason })
             .inc();
-    }
-
-    /// The gauge of live connections in one direction.
-    pub fn connections(&self, direction: &'static str) -> Gauge {
-        self.connections
-            .get_or_create_owned(&DirectionLabels { direction })
     }
 }
 

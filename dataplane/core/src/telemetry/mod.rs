@@ -121,7 +121,9 @@ impl Telemetry {
 
     /// `source` is asked for its counts before each scrape, as long as it lives.
     pub fn before_scrape(&self, source: std::sync::Weak<dyn Flush>) {
-        self.live.lock().push(source);
+        let mut live = self.live.lock();
+        live.retain(|source| source.strong_count() > 0);
+        live.push(source);
     }
 
     /// Connections that end well leave no line.
