@@ -1,10 +1,11 @@
 //! HBONE that enters the pod (facts ztunnel 3.4): a tunnel, and in it CONNECT requests, each checked
 //! and led to the application.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -16,6 +17,7 @@ use super::error::{Early, Failed};
 use super::forwarded::Forwarded;
 use super::labels::Peer;
 use super::pod::{Pod, run};
+use super::proxy_protocol;
 use super::registry::Permit;
 use super::tasks::Tasks;
 use super::traceparent::Trace;
@@ -31,6 +33,14 @@ struct Ends {
     peer: SocketAddr,
     local: SocketAddr,
     identity: Identity,
+}
+
+/// Where the application is, and how it wants to be told who calls.
+struct Target {
+    connect: SocketAddr,
+    /// The client's, unless that makes no sense (facts ztunnel 1.3).
+    source: Option<IpAddr>,
+    proxy_header: Option<Vec<u8>>,
 }
 
 /// Runs a tunnel until it ends. `drain` sends GOAWAY; open streams go on.
@@ -96,14 +106,14 @@ async fn accept(
 
 /// One request: gather context; do all that may fail before saying OK; say OK and copy.
 async fn stream(pod: Arc<Pod>, ends: Ends, request: Request, responder: Responder) {
-    let (open, permit) = match Box::pin(check(&pod, &ends, request)).await {
+    let (open, target, permit) = match Box::pin(check(&pod, &ends, request)).await {
         Ok(checked) => checked,
         Err(error) => {
             pod.refuse(Direction::Inbound, ends.peer, Some(ends.local), &error);
             return responder.refuse(error.status());
         }
     };
-    match Box::pin(establish(&pod, &ends, open, responder)).await {
+    match Box::pin(establish(&pod, &ends, open, target, responder)).await {
         Ok((open, client, server)) => {
             let result = run(&open.connection, client, server).await;
             open.end(result);
@@ -114,7 +124,7 @@ async fn stream(pod: Arc<Pod>, ends: Ends, request: Request, responder: Responde
 }
 
 /// Steps 1 to 5.
-async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Permit), Early> {
+async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target, Permit), Early> {
     let Request {
         method,
         authority,
@@ -134,6 +144,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Permit
     let forwarded = Forwarded::parse(&headers);
     let host = forwarded.host.as_deref();
     let inbound = resolve::inbound(&snapshot, config, &own, ends.local, &authority, host)?;
+    let target = Target::new(ends, &inbound);
     let identity = Some(ends.identity.clone());
     let source = Peer::source(
         &snapshot,
@@ -170,7 +181,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Permit
             own,
         }),
     };
-    Ok((pod.open(facts, labels), permit))
+    Ok((pod.open(facts, labels), target, permit))
 }
 
 /// Steps 6 to 8. The connection is registered before it is first checked, so that no change of
@@ -179,6 +190,7 @@ async fn establish(
     pod: &Pod,
     ends: &Ends,
     mut open: Open,
+    target: Target,
     responder: Responder,
 ) -> Result<(Open, Stream, TcpStream), (Open, Failed)> {
     let connection = open.connection.clone();
@@ -197,10 +209,7 @@ async fn establish(
             return Err((open, error));
         }
     }
-    let dst = connection.facts.dst;
-    // A pod that calls itself sees its own address (facts ztunnel 1.3).
-    let source = Some(ends.peer.ip()).filter(|ip| *ip != dst.ip());
-    let server = match pod.connect(dst, source).await {
+    let server = match target.reach(pod).await {
         Ok(server) => server,
         Err(error) => {
             responder.refuse(503);
@@ -212,5 +221,28 @@ async fn establish(
     match responder.accept(headers) {
         Ok(client) => Ok((open, client, server)),
         Err(error) => Err((open, error.into())),
+    }
+}
+
+impl Target {
+    fn new(ends: &Ends, inbound: &resolve::Inbound) -> Self {
+        let connect = inbound.connect;
+        let (peer, identity) = (ends.peer, &ends.identity);
+        let header = |dst| proxy_protocol::header(peer, dst, Some(identity));
+        let itself = peer.ip() == connect.ip() || connect.ip().is_loopback();
+        Self {
+            connect,
+            source: Some(peer.ip()).filter(|_| !itself),
+            proxy_header: inbound.proxy_header.map(header),
+        }
+    }
+
+    async fn reach(&self, pod: &Pod) -> Result<TcpStream, Failed> {
+        let mut server = pod.connect(self.connect, self.source).await?;
+        if let Some(header) = &self.proxy_header {
+            let written = server.write_all(header).await;
+            written.map_err(|error| Failed::Connect(self.connect, error))?;
+        }
+        Ok(server)
     }
 }

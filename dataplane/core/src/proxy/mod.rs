@@ -28,10 +28,16 @@ mod inbound_plaintext;
 mod labels;
 mod outbound;
 mod pod;
+mod proxy_protocol;
 mod recheck;
 mod registry;
 mod tasks;
 mod traceparent;
+
+#[cfg(test)]
+mod e2e_tests;
+#[cfg(test)]
+mod testing;
 
 use pod::Pod;
 use registry::Registry;
