@@ -34,6 +34,11 @@ mod registry;
 mod tasks;
 mod traceparent;
 
+#[cfg(test)]
+mod e2e_tests;
+#[cfg(test)]
+mod testing;
+
 use pod::Pod;
 use registry::Registry;
 use tasks::Tasks;

@@ -72,19 +72,21 @@ impl Leg for TcpStream {
 }
 
 impl Leg for Stream {
+    /// As it came in: what the size asks for was decided by the sender's frames.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut BytesMut,
-        size: usize,
+        _buffer: &mut BytesMut,
+        _size: usize,
     ) -> Poll<io::Result<Bytes>> {
-        poll_read_chunk(self, cx, buffer, size)
+        match ready!(self.poll_data(cx)) {
+            Some(data) => Poll::Ready(data),
+            None => Poll::Ready(Ok(Bytes::new())),
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-        let sent = ready!(Pin::new(self).poll_write(cx, data))?;
-        data.advance(sent);
-        Poll::Ready(Ok(()))
+        Stream::poll_send(self, cx, data)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

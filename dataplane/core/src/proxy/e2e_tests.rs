@@ -1,0 +1,326 @@
+//! The proxies of two nodes against each other, with real namespaces, redirection and certificates.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::testing::{World, deny, eventually, exchange, record, soon};
+use crate::state::fixture::Push;
+
+const WEB: &str = "cluster.local/ns/shop/sa/web-sa";
+
+#[tokio::test]
+async fn bytes_cross_the_tunnel_and_the_app_sees_the_clients_address() {
+    for (bind, dst, client) in [
+        ("0.0.0.0:8080", "10.77.0.2:8080", "10.77.0.1"),
+        ("[::]:8080", "[fd77::2]:8080", "fd77::1"),
+    ] {
+        let mut world = World::new();
+        let peers = world.db.echo(bind);
+        let answer = exchange(world.web.dial(dst).await.unwrap(), b"hello")
+            .await
+            .unwrap();
+        assert_eq!(answer, b"hello");
+        assert_eq!(peers.lock().unwrap()[0].ip().to_string(), client);
+
+        let hbone = dst.replace("8080", "15008");
+        let out = world
+            .logged(&["connection complete", "direction=\"outbound\""])
+            .await;
+        for part in [
+            "info\taccess:outbound{id=",
+            "src.workload=\"web\" src.namespace=\"shop\"",
+            "src.identity=\"spiffe://cluster.local/ns/shop/sa/web-sa\" src.cluster=\"c1\"",
+            &format!("dst.addr={hbone} dst.hbone_addr={dst} dst.workload=\"db\""),
+            "dst.identity=\"spiffe://cluster.local/ns/shop/sa/db-sa\"",
+            "bytes_sent=5 bytes_recv=5",
+        ] {
+            assert!(out.contains(part), "{part}\nnot in\n{out}");
+        }
+        let inbound = world
+            .logged(&["connection complete", "direction=\"inbound\""])
+            .await;
+        for part in [
+            &format!("dst.addr={hbone} dst.hbone_addr={dst}"),
+            "src.workload=\"web\"",
+            "bytes_sent=5 bytes_recv=5",
+        ] {
+            assert!(inbound.contains(part), "{part}\nnot in\n{inbound}");
+        }
+        let id = |line: &str| line.split("{id=").nth(1).unwrap()[..32].to_owned();
+        assert_eq!(id(&out), id(&inbound), "both ends log the same trace");
+
+        for (side, reporter) in [(&world.web, "source"), (&world.db, "destination")] {
+            let labels = [
+                &*format!("reporter=\"{reporter}\""),
+                "source_workload=\"web-deploy\"",
+                "source_principal=\"spiffe://cluster.local/ns/shop/sa/web-sa\"",
+                "destination_workload=\"db-deploy\"",
+                "connection_security_policy=\"mutual_tls\"",
+                "response_flags=\"-\"",
+            ];
+            let count = |name: &str| side.metric(name, &labels);
+            assert_eq!(count("istio_tcp_connections_opened_total"), 1);
+            assert_eq!(count("istio_tcp_connections_closed_total"), 1);
+            assert_eq!(count("istio_tcp_received_bytes_total"), 5);
+            assert_eq!(count("istio_tcp_sent_bytes_total"), 5);
+            assert_eq!(count("istio_tcp_connections_failed_total"), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_live_connection_is_listed_with_its_bytes() {
+    let world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    assert_eq!(world.web.proxy.connection_counts(), (0, 1));
+    assert_eq!(world.db.proxy.connection_counts(), (1, 0));
+    let listed = &world.db.proxy.connections()[0];
+    assert_eq!(listed.pod_uid, "uid-db");
+    assert_eq!(listed.actual_dst, "10.77.0.2:8080");
+    assert_eq!(
+        listed.src_identity,
+        "spiffe://cluster.local/ns/shop/sa/web-sa"
+    );
+    assert_eq!((listed.bytes_received, listed.bytes_sent), (4, 4));
+    assert_eq!(listed.protocol, "HBONE");
+    let sent = world
+        .web
+        .metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
+    assert_eq!(sent, 4, "bytes count while the connection lives");
+    drop(stream);
+    eventually("both forget it", || {
+        world.web.proxy.connections().is_empty() && world.db.proxy.connections().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_denied_identity_gets_401_and_the_policy_is_named() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    Push::policies()
+        .policy(deny("no-web", WEB))
+        .accepted_by(&world.db.shared.store);
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    let error = exchange(stream, b"hello").await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let line = world.logged(&["direction=\"inbound\"", "error="]).await;
+    assert!(line.contains("error\taccess:inbound"), "{line}");
+    assert!(line.contains("policy=\"shop/no-web\""), "{line}");
+    world
+        .logged(&["direction=\"outbound\"", "http status: 401"])
+        .await;
+    let denied = ["reporter=\"destination\"", "response_flags=\"DENY\""];
+    assert_eq!(
+        world
+            .db
+            .metric("istio_tcp_connections_failed_total", &denied),
+        1
+    );
+    let verdict = ["policy=\"shop/no-web\"", "verdict=\"deny\""];
+    assert_eq!(
+        world.db.metric("underpass_policy_verdicts_total", &verdict),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_later_policy_closes_a_live_connection_and_a_dry_run_does_not() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut dry = deny("dry", WEB);
+    dry.dry_run = true;
+    Push::policies()
+        .policy(dry)
+        .accepted_by(&world.db.shared.store);
+    let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    world.logged(&["dry run", "policy=\"shop/dry\""]).await;
+    assert_eq!(
+        world
+            .db
+            .metric("underpass_policy_dry_run_total", &["shop/dry"]),
+        1
+    );
+
+    Push::policies()
+        .policy(deny("late", WEB))
+        .accepted_by(&world.db.shared.store);
+    let end = soon(stream.read(&mut [0; 4])).await;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    let line = world
+        .logged(&["direction=\"inbound\"", "error=\"closed: policy"])
+        .await;
+    assert!(line.contains("policy=\"shop/late\""), "{line}");
+    assert!(line.contains("bytes_sent=4 bytes_recv=4"), "{line}");
+    assert_eq!(world.db.proxy.connection_counts(), (0, 0));
+    let denied = ["response_flags=\"DENY\""];
+    assert_eq!(
+        world
+            .db
+            .metric("istio_tcp_connections_closed_total", &denied),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_workload_that_begins_to_list_a_missing_policy_closes_live_connections() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    let mut db = record("db");
+    db.authorization_policies = vec!["shop/to-come".into()];
+    Push::addresses()
+        .workload(db)
+        .accepted_by(&world.db.shared.store);
+    world
+        .logged(&[
+            "direction=\"inbound\"",
+            "closed: ",
+            "policy=\"shop/to-come\"",
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn plaintext_is_led_to_the_app_or_reset_by_policy() {
+    let mut world = World::new();
+    let peers = world.db.echo("0.0.0.0:8080");
+    let dst = "10.77.0.2:8080".parse().unwrap();
+    // The proxy's own mark: not captured on its side.
+    let plain = || world.web.netns.connect(&world.web.shared.config, dst, None);
+    let answer = exchange(plain().await.unwrap(), b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+    assert_eq!(peers.lock().unwrap()[0].ip().to_string(), "10.77.0.1");
+    let mut strict = deny("strict", WEB);
+    let matches = &mut strict.rules[0].clauses[0].matches[0];
+    matches.not_principals = std::mem::take(&mut matches.principals);
+    Push::policies()
+        .policy(strict)
+        .accepted_by(&world.db.shared.store);
+    let error = exchange(plain().await.unwrap(), b"hello")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let line = world.logged(&["direction=\"inbound\"", "error="]).await;
+    assert!(line.contains("dst.addr=10.77.0.2:8080"), "{line}");
+    assert!(!line.contains("src.identity"), "{line}");
+    let plain = [
+        "connection_security_policy=\"unknown\"",
+        "response_flags=\"DENY\"",
+    ];
+    assert_eq!(
+        world
+            .db
+            .metric("istio_tcp_connections_closed_total", &plain),
+        1
+    );
+}
+
+#[tokio::test]
+async fn direct_calls_to_the_listeners_are_refused() {
+    let mut world = World::new();
+    // The app itself calls its own proxy, and a remote client does.
+    for (from, dst) in [
+        (&world.web, "127.0.0.1:15001"),
+        (&world.web, "10.77.0.1:15001"),
+        (&world.web, "10.77.0.1:15006"),
+        (&world.web, "10.77.0.2:15001"),
+        (&world.web, "10.77.0.2:15006"),
+    ] {
+        let result = match from.dial(dst).await {
+            Ok(stream) => exchange(stream, b"x").await,
+            Err(error) => Err(error),
+        };
+        let error = result.expect_err(dst);
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{dst}");
+    }
+    // Past the redirection, as with a mark of its own.
+    let dst = "10.77.0.2:15001".parse().unwrap();
+    let stream = world
+        .web
+        .netns
+        .connect(&world.web.shared.config, dst, None)
+        .await;
+    assert!(exchange(stream.unwrap(), b"x").await.is_err());
+    world
+        .logged(&["warn\taccess\tconnection failed", "15001"])
+        .await;
+    assert!(
+        world.web.metric(
+            "underpass_refusals_total",
+            &["reason=\"no_original_destination\""]
+        ) >= 3
+    );
+    assert_eq!(world.web.proxy.connection_counts().0, 0);
+}
+
+#[tokio::test]
+async fn over_its_limit_only_new_connections_are_refused() {
+    let world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut limits = crate::config::Limits::default();
+    limits.pod_max_connections = 1;
+    world.web.shared.limits.store(limits.into());
+    let mut first = world.web.dial("10.77.0.2:8080").await.unwrap();
+    first.write_all(b"ping").await.unwrap();
+    soon(first.read_exact(&mut [0; 4])).await.unwrap();
+    let second = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(second, b"x").await.unwrap_err();
+    assert_eq!(
+        world
+            .web
+            .metric("underpass_refusals_total", &["too_many_connections"]),
+        1
+    );
+    first.write_all(b"pong").await.unwrap();
+    soon(first.read_exact(&mut [0; 4])).await.unwrap();
+    drop(first);
+    eventually("the place is free", || {
+        world.web.proxy.connection_counts().1 == 0
+    })
+    .await;
+    let third = world.web.dial("10.77.0.2:8080").await.unwrap();
+    assert_eq!(exchange(third, b"again").await.unwrap(), b"again");
+}
+
+#[tokio::test]
+async fn a_drain_lets_connections_end_and_cuts_the_rest_at_the_deadline() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut stays = world.web.dial("10.77.0.2:8080").await.unwrap();
+    let mut ends = world.web.dial("10.77.0.2:8080").await.unwrap();
+    for stream in [&mut stays, &mut ends] {
+        stream.write_all(b"ping").await.unwrap();
+        soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    }
+    let proxy = world.web.proxy.clone();
+    let drain = tokio::spawn(async move { proxy.drain(Duration::from_millis(700)).await });
+    assert_eq!(exchange(ends, b"last words").await.unwrap(), b"last words");
+    soon(drain).await.unwrap();
+    let end = soon(stays.read(&mut [0; 4])).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    world
+        .logged(&[
+            "direction=\"outbound\"",
+            "error=\"closed due to connection drain\"",
+        ])
+        .await;
+    assert_eq!(world.web.proxy.connection_counts(), (0, 0));
+    assert!(
+        world.web.dial("10.77.0.2:8080").await.is_err(),
+        "nobody listens"
+    );
+    let cut = ["reporter=\"source\"", "response_flags=\"-\""];
+    assert_eq!(
+        world.web.metric("istio_tcp_connections_closed_total", &cut),
+        2
+    );
+}
