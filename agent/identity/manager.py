@@ -156,7 +156,7 @@ class IdentityManager:
                 return
             text = str(error) or type(error).__name__
             entry.fail(text, self._clock(), self._retry)
-            log.warning("certificate failed identity=%s error=%r", identity, text)
+            log.warning("certificate failed", extra={"identity": identity, "error": text})
             await _tell(target, identity, text)
         else:
             if not self._ended(identity):
@@ -165,7 +165,9 @@ class IdentityManager:
             entry.succeed(
                 installed.not_before, installed.not_after, installed.serial, now, self._rng
             )
-            log.info("certificate installed identity=%s serial=%s", identity, installed.serial)
+            log.info(
+                "certificate installed", extra={"identity": identity, "serial": installed.serial}
+            )
 
     def _ended(self, identity: str) -> bool:
         """Takes the running attempt out of the fetches. False: it was interrupted meanwhile."""
@@ -195,4 +197,4 @@ async def _tell(target: CertificateTarget, identity: str, text: str) -> None:
     try:
         await target.fail_certificate(identity, text)
     except Exception as error:
-        log.debug("failure not delivered identity=%s error=%r", identity, str(error))
+        log.debug("failure not delivered", extra={"identity": identity, "error": error})

@@ -99,7 +99,11 @@ class XdsClient:
             failures += 1
             delay = self._config.backoff.delay(failures)
             level = logging.WARNING if self._progress.failed(str(failure)) else logging.DEBUG
-            log.log(level, "stream ended error=%r retry_in=%.2fs", str(failure), delay / _SECOND)
+            log.log(
+                level,
+                "stream ended",
+                extra={"error": failure, "retry_in": f"{delay / _SECOND:.2f}s"},
+            )
             await attached.linger(delay)
 
     async def _serve(self, session: "_Session", attached: Attachment) -> Exception | None:
@@ -160,7 +164,7 @@ class _Session:
             call = method(None, metadata=self._config.metadata())
             while first:
                 await _write(call, first.pop(0))
-            log.info("stream open address=%s", self._config.address)
+            log.info("stream open", extra={"address": self._config.address})
             self._progress.connected()
             while True:
                 # In no variable here: it would keep a whole mesh in memory until the next push.
@@ -192,7 +196,7 @@ class _Session:
             reply = await self._attached.target.apply(response)
         except InvalidRequest as error:
             found = wire.header(response)
-            log.error("response refused type=%s error=%r", found.type_url, str(error))
+            log.error("response refused", extra={"type": found.type_url, "error": error})
             if not found.nonce:
                 raise ControlPlaneError(
                     f"xDS at {self._config.address} sent a response that can't be read: {error}"
@@ -202,8 +206,6 @@ class _Session:
         self.fruitful = True
         self._progress.applied(response, reply)
         memory.passed(len(response))
-        for rejection in reply.rejected:
-            log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
         return requests.acknowledge(reply)
 
 

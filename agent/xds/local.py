@@ -113,7 +113,7 @@ class LocalFile:
         else:
             self._stamp = stamp
             self._error = ""
-            log.info("local file read path=%s", self._path)
+            log.info("local file read", extra={"path": self._path})
 
     async def _push(
         self, target: ApplyTarget, sent: dict[str, dict[str, str]], wanted: Resources
@@ -136,8 +136,6 @@ class LocalFile:
             response = _response(type_url, str(self._pushes), changed, removed)
             reply = await target.apply(response)
             self._progress.applied(response, reply)
-            for rejection in reply.rejected:
-                log.error("resource rejected name=%s reason=%r", rejection.name, rejection.reason)
             for name in removed:
                 del sent[type_url][name]
             # Rejected ones too: they needn't be sent again until they change.
@@ -145,7 +143,7 @@ class LocalFile:
 
     def _show(self, text: str) -> None:
         if self._progress.failed(text):
-            log.warning("local file failed error=%r", text)
+            log.warning("local file failed", extra={"error": text})
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Gathers what happens to a configuration source into its status."""
 
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -7,6 +8,8 @@ from agent.xds import wire
 from agent.xds.status import TypeStatus, XdsStatus
 from agent.xds.types import TYPES
 from proto.gen import control_pb2
+
+log = logging.getLogger("underpass.xds")
 
 
 class Progress:
@@ -68,7 +71,12 @@ class Progress:
             sent, removed = wire.names(response)
             for name in (sent | removed) & rejected.keys():
                 del rejected[name]
-        rejected.update({entry.name: entry.reason for entry in reply.rejected})
+        for entry in reply.rejected:
+            if rejected.get(entry.name) != entry.reason:
+                # "name" is taken in log records.
+                fields = {"resource": entry.name, "reason": entry.reason}
+                log.error("resource rejected", extra=fields)
+            rejected[entry.name] = entry.reason
 
     def _turn(self, connected: bool) -> None:
         if connected != self._connected:
