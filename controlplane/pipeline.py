@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from controlplane.log import fact
 from controlplane.model.translate import Translation, Translator, vip_demand
-from controlplane.model.vips import RangeFullError
+from controlplane.model.vips import Assignment
 from controlplane.sources.manifests import Manifests
 from controlplane.vip_store import VipStore, VipStoreError
 from controlplane.wds.encoding import ADDRESS, AUTHORIZATION
@@ -34,15 +34,13 @@ class Pipeline:
     def refresh(self) -> None:
         """Takes the source's world. When no VIP can be had, services without one go without."""
         world = self._manifests.world
-        problems: tuple[str, ...] = ()
         wanted, taken = vip_demand(world)
         try:
-            vips = self._vips.ensure(wanted, taken)
-        except (RangeFullError, VipStoreError) as error:
-            vips = self._vips.assigned
-            problems = (str(error),)
-        made = self._translator.translate(world, vips)
-        self._tell(made, problems)
+            assigned = self._vips.ensure(wanted, taken)
+        except VipStoreError as error:
+            assigned = Assignment(self._vips.assigned, (str(error),))
+        made = self._translator.translate(world, assigned.vips)
+        self._tell(made, assigned.problems)
         self._accounts = made.accounts
         changed = self._index.replace({ADDRESS: made.addresses, AUTHORIZATION: made.authorizations})
         if changed:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from controlplane import state_files
-from controlplane.model.vips import Assigned, Ranges, assign
+from controlplane.model.vips import Assigned, Assignment, Ranges, assign
 from controlplane.sources.fields import Ip
 
 FILE = "vips.json"
@@ -44,18 +44,18 @@ class VipStore:
             ) from error
         return cls(path, ranges, assigned)
 
-    def ensure(self, wanted: Iterable[str], taken: frozenset[Ip]) -> Mapping[str, Assigned]:
-        """Addresses for all of `wanted`. Raises RangeFullError, VipStoreError."""
+    def ensure(self, wanted: Iterable[str], taken: frozenset[Ip]) -> Assignment:
+        """Addresses for all of `wanted` that fit. Raises VipStoreError."""
         found = assign(wanted, taken, self.assigned, self._ranges)
-        if found != self.assigned:
+        if found.vips != self.assigned:
             texts = {
                 name: [str(v4) if v4 else "", str(v6) if v6 else ""]
-                for name, (v4, v6) in sorted(found.items())
+                for name, (v4, v6) in sorted(found.vips.items())
             }
             try:
                 data = json.dumps(texts, indent=1).encode()
                 state_files.write(self._path, data, state_files.PUBLIC)
             except OSError as error:
                 raise VipStoreError(f"{self._path}: {error.strerror}") from error
-            self.assigned = found
+            self.assigned = found.vips
         return found

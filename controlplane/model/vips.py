@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import overload
 
 from controlplane.sources.fields import Ip
 
@@ -17,8 +18,12 @@ class Ranges:
     v6: IPv6Network | None
 
 
-class RangeFullError(Exception):
-    """No address is left; the text names the range and what to do."""
+@dataclass(frozen=True)
+class Assignment:
+    """`problems` name the services that go without, and what to do."""
+
+    vips: Mapping[str, Assigned]
+    problems: tuple[str, ...]
 
 
 def assign(
@@ -26,11 +31,11 @@ def assign(
     taken: frozenset[Ip],
     before: Mapping[str, Assigned],
     ranges: Ranges,
-) -> dict[str, Assigned]:
+) -> Assignment:
     """Addresses for all of `wanted`, and the remembered ones of services that are away.
 
     A service keeps what it has unless somebody else was given that address by hand. A new one gets
-    the address its name hashes to, or the next free one after it. Raises RangeFullError.
+    the address its name hashes to, or the next free one after it.
     """
     names = sorted(set(wanted))
     kept: dict[str, Assigned] = {}
@@ -40,24 +45,37 @@ def assign(
         good6 = v6 if v6 and ranges.v6 and v6 in ranges.v6 and v6 not in used else None
         kept[name] = (good4, good6)
         used.update(ip for ip in (good4, good6) if ip)
+    problems: list[str] = []
     for name in names:
         have4, have6 = kept.get(name, (None, None))
         if have4 is None and ranges.v4:
-            have4 = ranges.v4[_free(name, ranges.v4, used)]
+            have4 = _free(name, ranges.v4, used)
+            if have4 is None:
+                problems.append(_full(name, ranges.v4))
         if have6 is None and ranges.v6:
-            have6 = ranges.v6[_free(name, ranges.v6, used)]
+            have6 = _free(name, ranges.v6, used)
+            if have6 is None:
+                problems.append(_full(name, ranges.v6))
         kept[name] = (have4, have6)
         used.update(ip for ip in (have4, have6) if ip)
-    return kept
+    return Assignment(kept, tuple(problems))
 
 
-def _free(name: str, network: IPv4Network | IPv6Network, used: set[Ip]) -> int:
+@overload
+def _free(name: str, network: IPv4Network, used: set[Ip]) -> IPv4Address | None: ...
+@overload
+def _free(name: str, network: IPv6Network, used: set[Ip]) -> IPv6Address | None: ...
+def _free(name: str, network: IPv4Network | IPv6Network, used: set[Ip]) -> Ip | None:
     # Neither the first nor the last: some stacks treat them as the network's own.
     size = network.num_addresses - 2
     digest = hashlib.sha256(name.encode()).digest()
     start = int.from_bytes(digest[:8], "big") % size
     for step in range(min(size, len(used) + 1)):
-        offset = 1 + (start + step) % size
-        if network[offset] not in used:
-            return offset
-    raise RangeFullError(f"{network} has no free address for {name}: give a larger --vip-range")
+        found = network[1 + (start + step) % size]
+        if found not in used:
+            return found
+    return None
+
+
+def _full(name: str, network: IPv4Network | IPv6Network) -> str:
+    return f"{network} has no free address for {name}: give a larger --vip-range"

@@ -1,10 +1,11 @@
 """Services, their addresses and their waypoints (facts istio-ambient 6.5, 6.6)."""
 
+from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from controlplane.model.vips import RangeFullError, Ranges, assign
+from controlplane.model.vips import Assigned, Ranges, assign
 from proto.gen import workload_pb2
 from tests.unit.controlplane.world import RANGES, pod, service, translate, workload
 
@@ -133,26 +134,30 @@ def test_the_kubernetes_service_is_the_canonical_one_of_its_hostname() -> None:
 
 
 def test_vips_are_stable_whatever_else_exists() -> None:
-    alone = assign(["shop/a"], frozenset(), {}, RANGES)
-    among = assign([f"shop/{i}" for i in range(100)] + ["shop/a"], frozenset(), alone, RANGES)
+    def found(names: list[str], before: Mapping[str, Assigned]) -> Mapping[str, Assigned]:
+        return assign(names, frozenset(), before, RANGES).vips
+
+    alone = found(["shop/a"], {})
+    among = found([f"shop/{i}" for i in range(100)] + ["shop/a"], alone)
     assert among["shop/a"] == alone["shop/a"]
-    gone = assign([], frozenset(), among, RANGES)
-    assert gone["shop/a"] == alone["shop/a"]
+    assert found([], among)["shop/a"] == alone["shop/a"]
 
 
 def test_colliding_vips_probe_on_until_the_range_is_full() -> None:
     small = Ranges(ip_network("10.0.0.0/29"), None)  # type: ignore[arg-type]
     found = assign([str(i) for i in range(6)], frozenset(), {}, small)
-    assert len({v4 for v4, _ in found.values()}) == 6
-    with pytest.raises(RangeFullError, match=r"10\.0\.0\.0/29"):
-        assign([str(i) for i in range(7)], frozenset(), found, small)
+    assert len({v4 for v4, _ in found.vips.values()}) == 6
+    assert not found.problems
+    more = assign([str(i) for i in range(7)], frozenset(), found.vips, small)
+    assert more.vips == {**found.vips, "6": (None, None)}
+    assert more.problems == ("10.0.0.0/29 has no free address for 6: give a larger --vip-range",)
 
 
 def test_a_vip_moves_when_its_address_is_given_away_by_hand() -> None:
-    before = assign(["shop/a"], frozenset(), {}, RANGES)
+    before = assign(["shop/a"], frozenset(), {}, RANGES).vips
     v4 = before["shop/a"][0]
     assert v4 is not None
-    assert assign(["shop/a"], frozenset({v4}), before, RANGES)["shop/a"][0] != v4
+    assert assign(["shop/a"], frozenset({v4}), before, RANGES).vips["shop/a"][0] != v4
 
 
 def waypoint(

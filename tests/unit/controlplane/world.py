@@ -27,7 +27,7 @@ def objects(text: str) -> list[Object]:
 def translate(text: str, mesh: Mesh = MESH) -> Translation:
     world = World(objects(text))
     wanted, taken = vip_demand(world)
-    return Translator(mesh).translate(world, assign(wanted, taken, {}, RANGES))
+    return Translator(mesh).translate(world, assign(wanted, taken, {}, RANGES).vips)
 
 
 def workload(made: Translation, name: str) -> workload_pb2.Workload:
