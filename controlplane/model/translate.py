@@ -7,11 +7,12 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from controlplane.model import authorization, services, workloads
+from controlplane.model.members import Labels, Members, Membership, slice_member
 from controlplane.model.mesh import NETWORK_LABEL, Mesh
 from controlplane.model.peer_authentication import PeerAuthentications
 from controlplane.model.vips import Assigned
 from controlplane.model.waypoints import USE, Waypoint, Waypoints, leads_to
-from controlplane.model.workloads import Context, Membership
+from controlplane.model.workloads import Context
 from controlplane.sources.fields import Ip
 from controlplane.sources.objects import (
     AuthorizationPolicy,
@@ -31,7 +32,6 @@ from controlplane.sources.objects import (
 from controlplane.sources.world import World
 from proto.gen import workload_pb2
 
-Labels = frozenset[tuple[str, str]]
 M = TypeVar("M", bound=Message)
 _BY_NAME = ("DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")
 
@@ -120,17 +120,14 @@ class _Work:
         self.network = (root.meta.labels.get(NETWORK_LABEL) if root else None) or mesh.network
         self.waypoints = Waypoints(world, self.namespaces, self.network, waypoints)
         self.peers = PeerAuthentications(world.of(PeerAuthentication), mesh.root_namespace)
+        self.members = Members(world)
         self.addresses: dict[str, Message] = {}
         self.notices: set[str] = set()
         self._selecting: dict[str, list[AuthorizationPolicy | RefusedPolicy]] = {}
-        self._pod_members: dict[str, list[Membership]] = {}
-        self._by_selector: dict[str, list[tuple[Mapping[str, str], list[Membership]]]] = {}
-        self._members_memo: dict[tuple[str, Labels], tuple[Membership, ...]] = {}
         self._policies_memo: dict[tuple[str, Labels], tuple[str, ...]] = {}
 
     def run(self) -> Translation:
         authorizations = self._authorizations()
-        self._index_members()
         self._services()
         self._pods()
         self._entries()
@@ -158,36 +155,6 @@ class _Work:
                 self._selecting.setdefault(policy.meta.namespace, []).append(policy)
         made.update(self.peers.policies())
         return made
-
-    def _index_members(self) -> None:
-        """Who belongs to which service: by selector, or by an EndpointSlice that names the pod."""
-        plain: dict[str, Service] = {}
-        for service in self.world.of(Service):
-            if service.external:
-                continue
-            member = Membership(services.service_key(service), service.ports)
-            if service.selector:
-                self._select(service.meta.namespace, service.selector, [member])
-            else:
-                plain[service.meta.key] = service
-        for entry in self.world.of(ServiceEntry):
-            if entry.selector:
-                members = [
-                    Membership(services.entry_key(entry, host), entry.ports) for host in entry.hosts
-                ]
-                self._select(entry.meta.namespace, entry.selector, members)
-        for piece in self.world.of(EndpointSlice):
-            owner = plain.get(f"{piece.meta.namespace}/{piece.service}")
-            for endpoint in piece.endpoints if owner else ():
-                if endpoint.pod and owner:
-                    member = _slice_member(owner, piece)
-                    self._pod_members.setdefault(endpoint.pod, []).append(member)
-        self._plain = plain
-
-    def _select(
-        self, namespace: str, selector: Mapping[str, str], members: list[Membership]
-    ) -> None:
-        self._by_selector.setdefault(namespace, []).append((selector, members))
 
     def _services(self) -> None:
         hosts: dict[str, list[tuple[bool, tuple[str, str], str]]] = {}
@@ -269,7 +236,7 @@ class _Work:
     def _entries(self) -> None:
         for entry in self.world.of(WorkloadEntry):
             uid = f"{self.mesh.cluster_id}/networking.istio.io/WorkloadEntry/{entry.meta.key}"
-            self._entry(entry, uid, self._members(entry.meta.namespace, entry.label_set))
+            self._entry(entry, uid, self.members.of(entry.meta.namespace, entry.label_set))
         for owner in self.world.of(ServiceEntry):
             base = f"{self.mesh.cluster_id}/networking.istio.io/ServiceEntry/{owner.meta.key}"
             members = tuple(
@@ -304,10 +271,10 @@ class _Work:
 
     def _slices(self) -> None:
         for piece in self.world.of(EndpointSlice):
-            owner = self._plain.get(f"{piece.meta.namespace}/{piece.service}")
+            owner = self.members.owner(piece)
             for endpoint in piece.endpoints if owner else ():
                 if owner and not endpoint.pod and endpoint.ips:
-                    self._slice(piece, endpoint, _slice_member(owner, piece))
+                    self._slice(piece, endpoint, slice_member(owner, piece))
 
     def _slice(self, piece: EndpointSlice, endpoint: SliceEndpoint, member: Membership) -> None:
         base = f"{self.mesh.cluster_id}/discovery.k8s.io/EndpointSlice/{piece.meta.key}"
@@ -328,9 +295,7 @@ class _Work:
         members: tuple[Membership, ...] | None = None,
     ) -> Context:
         if members is None:
-            members = self._members(meta.namespace, labels)
-            if pod in self._pod_members:
-                members = (*members, *self._pod_members[pod])
+            members = self.members.of(meta.namespace, labels, pod)
         instance = self.waypoints.of_instance(meta)
         return Context(
             members=members,
@@ -349,18 +314,6 @@ class _Work:
             subject = f"{meta.kind} {meta.key}" if own else f"Namespace {meta.namespace}"
             self.notices.add(f"{subject}: {found.problem}")
         return found.waypoint
-
-    def _members(self, namespace: str, labels: Labels) -> tuple[Membership, ...]:
-        memo = self._members_memo.get((namespace, labels))
-        if memo is None:
-            memo = tuple(
-                member
-                for selector, members in self._by_selector.get(namespace, ())
-                if selects(selector, labels)
-                for member in members
-            )
-            self._members_memo[(namespace, labels)] = memo
-        return memo
 
     def _policies(self, namespace: str, labels: Labels) -> tuple[str, ...]:
         """Selecting policies of the root namespace count in every namespace."""
@@ -386,12 +339,6 @@ class _Work:
 
     def _put(self, name: str, inputs: object, make: Callable[[], Message]) -> None:
         self.addresses[name] = self.cache.get(name, inputs, lambda: _address(make()))
-
-
-def _slice_member(owner: Service, piece: EndpointSlice) -> Membership:
-    return Membership(
-        services.service_key(owner), owner.ports, by_name=True, named=tuple(piece.ports.items())
-    )
 
 
 def _address(message: Message) -> workload_pb2.Address:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from controlplane.model.members import Membership
 from controlplane.model.mesh import (
     MODE_LABEL,
     NETWORK_LABEL,
@@ -28,19 +29,6 @@ from proto.gen import workload_pb2 as wire
 _REGION = "topology.kubernetes.io/region"
 _ZONE = "topology.kubernetes.io/zone"
 _SUBZONE = "topology.istio.io/subzone"
-
-
-@dataclass(frozen=True)
-class Membership:
-    """A service that a workload belongs to.
-
-    `by_name`: an EndpointSlice decides, and `named` has the number of each port it knows by name.
-    """
-
-    key: str
-    ports: tuple[ServicePort, ...]
-    by_name: bool = False
-    named: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
