@@ -29,11 +29,16 @@ class Membership:
     named: tuple[tuple[str, int], ...] = ()
 
 
+_Selecting = tuple[Mapping[str, str], Membership]
+
+
 class Members:
     """The memberships of one world."""
 
     def __init__(self, world: World) -> None:
-        self._by_selector: dict[str, list[tuple[Mapping[str, str], Membership]]] = {}
+        # By namespace and one label that the selector asks for, so that a pod is compared with the
+        # few services that may select it, not with all of its namespace.
+        self._by_label: dict[tuple[str, tuple[str, str]], list[_Selecting]] = {}
         self._by_pod: dict[str, list[Membership]] = {}
         # Services without a selector, whose endpoints are what slices say.
         self._plain: dict[str, Service] = {}
@@ -61,11 +66,13 @@ class Members:
         """`pod` is its namespace/name, empty for what isn't a pod."""
         found = self._memo.get((namespace, labels))
         if found is None:
-            found = tuple(
+            members = [
                 member
-                for selector, member in self._by_selector.get(namespace, ())
+                for label in labels
+                for selector, member in self._by_label.get((namespace, label), ())
                 if selects(selector, labels)
-            )
+            ]
+            found = tuple(sorted(members, key=lambda member: member.key))
             self._memo[(namespace, labels)] = found
         return (*found, *self._by_pod[pod]) if pod in self._by_pod else found
 
@@ -74,7 +81,8 @@ class Members:
         return self._plain.get(f"{piece.meta.namespace}/{piece.service}")
 
     def _select(self, namespace: str, selector: Mapping[str, str], member: Membership) -> None:
-        self._by_selector.setdefault(namespace, []).append((selector, member))
+        label = next(iter(selector.items()))
+        self._by_label.setdefault((namespace, label), []).append((selector, member))
 
 
 def slice_member(owner: Service, piece: EndpointSlice) -> Membership:
