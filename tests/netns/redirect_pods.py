@@ -85,6 +85,7 @@ class World:
 @contextmanager
 def world() -> Iterator[World]:
     """A pod (interface eth0, default route) and the remote host that is its only neighbour."""
+    _sweep()
     number = next(_numbers)
     base = f"up-redirect-{os.getpid()}-{number}"
     pod = Host(f"{base}-p", f"10.77.{number % 250}.2", f"fd77:{number:x}::2")
@@ -172,6 +173,21 @@ def os_setns(fd: int) -> None:
 
     if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) != 0:
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def _sweep() -> None:
+    """Removes what runs that were killed left; names hold the pid of their run."""
+    mounted = mount_point(MOUNTINFO.read_text())
+    cgroups = mounted.glob("up-redirect-*") if mounted else ()
+    for path in (*Path("/run/netns").glob("up-redirect-*"), *cgroups):
+        owner = path.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            if path.is_dir():
+                for folder in (path / "data-plane", path):
+                    with suppress(OSError):
+                        folder.rmdir()
+            else:
+                subprocess.run(["ip", "netns", "del", path.name], check=False, capture_output=True)
 
 
 def _ip(*arguments: str) -> None:
