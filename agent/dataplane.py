@@ -411,6 +411,8 @@ class Dataplane:
                     await self._channel.send(frame.payload, frame.fds)
                 finally:
                     _close_all(frame.fds)
+                # A whole mesh may have been in it; the next frame may be hours away.
+                del frame
         except (OSError, FrameTooLarge) as exc:
             # The reader sees the same end; it only can't know the reason of a failed write.
             self._fail(f"{self.path}: {exc}")

@@ -89,8 +89,10 @@ class Feed:
         self._source.attach(dataplane, list(hello.types))
         if self._identities is not None:
             self._identities.attach(dataplane, list(hello.certificates))
-        # Names and versions of a large mesh are tens of megabytes that nobody asks for again.
+        # Names and versions of a large mesh are tens of megabytes that nobody asks for again. A
+        # message keeps what was cleared until it is freed itself, so what is kept is a copy.
         hello.ClearField("types")
+        dataplane.hello = control_pb2.HelloReply.FromString(hello.SerializeToString())
         self._present = dataplane
         self._reconciler.attach(dataplane, synced=self._knows_mesh(dataplane))
 
