@@ -1,11 +1,20 @@
 //! The proxies of two nodes against each other, with real namespaces, redirection and certificates.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::connection::{Checked, Direction, Facts, Open};
+use super::pod::Pod;
 use super::testing::{World, deny, eventually, exchange, record, soon};
+use super::traceparent::Trace;
+use crate::identity::Identity;
+use crate::policy::Subject;
+use crate::state::Workload;
 use crate::state::fixture::Push;
+use crate::telemetry::{Labels, Reporter, Side};
+use crate::tls::testing::Ca;
 
 const WEB: &str = "cluster.local/ns/shop/sa/web-sa";
 
@@ -266,8 +275,10 @@ async fn direct_calls_to_the_listeners_are_refused() {
 async fn over_its_limit_only_new_connections_are_refused() {
     let world = World::new();
     let _peers = world.db.echo("0.0.0.0:8080");
-    let mut limits = crate::config::Limits::default();
-    limits.pod_max_connections = 1;
+    let limits = crate::config::Limits {
+        pod_max_connections: 1,
+        ..Default::default()
+    };
     world.web.shared.limits.store(limits.into());
     let mut first = world.web.dial("10.77.0.2:8080").await.unwrap();
     first.write_all(b"ping").await.unwrap();
@@ -323,4 +334,198 @@ async fn a_drain_lets_connections_end_and_cuts_the_rest_at_the_deadline() {
         world.web.metric("istio_tcp_connections_closed_total", &cut),
         2
     );
+}
+
+#[tokio::test]
+async fn much_data_crosses_the_tunnel_whole_and_the_server_may_speak_first() {
+    const LENGTH: usize = 12 << 20;
+    let world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let data: Vec<u8> = (0..LENGTH).map(|n| ((n * 31) >> 3) as u8).collect();
+    let (mut read, mut write) = {
+        let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+        stream.into_split()
+    };
+    let expected = data.clone();
+    let send = tokio::spawn(async move {
+        write.write_all(&data).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    let mut got = Vec::new();
+    soon(read.read_to_end(&mut got)).await.unwrap();
+    assert!(got == expected, "bytes changed on the way");
+    send.await.unwrap();
+    let received = world
+        .db
+        .metric("istio_tcp_received_bytes_total", &["destination"]);
+    assert_eq!(received, LENGTH as u64);
+
+    let greeter = world
+        .db
+        .netns
+        .enter(|| std::net::TcpListener::bind("0.0.0.0:25"));
+    let greeter = greeter.unwrap().unwrap();
+    greeter.set_nonblocking(true).unwrap();
+    let greeter = tokio::net::TcpListener::from_std(greeter).unwrap();
+    let mut client = world.web.dial("10.77.0.2:25").await.unwrap();
+    let (mut server, _) = soon(greeter.accept()).await.unwrap();
+    server.write_all(b"220 hello").await.unwrap();
+    let mut greeting = [0; 9];
+    soon(client.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(&greeting, b"220 hello");
+}
+
+#[tokio::test]
+async fn a_destination_nobody_knows_is_plain_tcp() {
+    let mut world = World::new();
+    world.db.ip("addr add 10.77.0.3/24 dev eth0");
+    let peers = world.db.echo("10.77.0.3:8080");
+    let stream = world.web.dial("10.77.0.3:8080").await.unwrap();
+    assert_eq!(exchange(stream, b"hello").await.unwrap(), b"hello");
+    assert_eq!(peers.lock().unwrap()[0].ip().to_string(), "10.77.0.1");
+    let line = world
+        .logged(&["direction=\"outbound\"", "connection complete"])
+        .await;
+    assert!(line.contains("dst.addr=10.77.0.3:8080 direction"), "{line}");
+    let labels = ["reporter=\"source\"", "destination_workload=\"unknown\""];
+    let sent = world.web.metric("istio_tcp_sent_bytes_total", &labels);
+    assert_eq!(sent, 5);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_shows_as_connect_failure_on_both_sides() {
+    let mut world = World::new();
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(stream, b"x").await.unwrap_err();
+    world
+        .logged(&["direction=\"outbound\"", "http status: 503"])
+        .await;
+    let inbound = world.logged(&["direction=\"inbound\"", "error="]).await;
+    assert!(
+        inbound.contains("10.77.0.2:8080: Connection refused"),
+        "{inbound}"
+    );
+    for side in [&world.web, &world.db] {
+        let failed = side.metric("istio_tcp_connections_failed_total", &["\"CONNECT\""]);
+        assert_eq!(failed, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_of_another_ca_shows_as_tls_failure() {
+    let mut world = World::new();
+    let identity = Identity::new("cluster.local", "shop", "db-sa");
+    Ca::new("other").install(&world.db.shared.certs, &identity);
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(stream, b"x").await.unwrap_err();
+    world
+        .logged(&["direction=\"outbound\"", "10.77.0.2:15008: TLS"])
+        .await;
+    let failed = world
+        .web
+        .metric("istio_tcp_connections_failed_total", &["TLS_FAILURE"]);
+    assert_eq!(failed, 1);
+    world
+        .logged(&["warn\taccess\tconnection failed", "direction=\"inbound\""])
+        .await;
+    let refused = world
+        .db
+        .metric("underpass_refusals_total", &["reason=\"handshake\""]);
+    assert_eq!(refused, 1);
+}
+
+#[tokio::test]
+async fn a_pod_without_a_record_or_certificate_is_refused_with_the_reason() {
+    let mut world = World::new();
+    let limits = crate::config::Limits {
+        workload_wait: Duration::from_millis(50),
+        ..Default::default()
+    };
+    world.web.shared.limits.store(limits.into());
+    let mut other = record("web");
+    other.service_account = "new-sa".into();
+    Push::addresses()
+        .workload(other)
+        .accepted_by(&world.web.shared.store);
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(stream, b"x").await.unwrap_err();
+    world
+        .logged(&["connection failed", "hasn't arrived from the control plane"])
+        .await;
+    let refused = world
+        .web
+        .metric("underpass_refusals_total", &["unknown_own_workload"]);
+    assert_eq!(refused, 1);
+}
+
+#[tokio::test]
+async fn ten_thousand_live_connections_are_asked_again_without_a_stall() {
+    let world = World::new();
+    let pod = world.db.proxy.pod.clone();
+    let own = pod.find_own(&pod.shared.store.snapshot()).unwrap();
+    let open: Vec<_> = (0..10_000_u32)
+        .map(|n| fake_inbound(&pod, &own, if n % 2 == 0 { "web-sa" } else { "api-sa" }))
+        .collect();
+    assert_eq!(world.db.proxy.connection_counts().0, 10_000);
+    let stalls = tokio::spawn(async {
+        let mut longest = Duration::ZERO;
+        for _ in 0..200 {
+            let begin = tokio::time::Instant::now();
+            tokio::task::yield_now().await;
+            longest = longest.max(begin.elapsed());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        longest
+    });
+    Push::policies()
+        .policy(deny("late", WEB))
+        .accepted_by(&world.db.shared.store);
+    for (n, open) in open.iter().enumerate() {
+        if n % 2 == 0 {
+            soon(open.connection.denied()).await;
+        }
+    }
+    let denied = ["policy=\"shop/late\"", "verdict=\"deny\""];
+    assert_eq!(
+        world.db.metric("underpass_policy_verdicts_total", &denied),
+        5_000
+    );
+    let longest = stalls.await.unwrap();
+    // An unoptimised build on a busy machine; a whole pass takes many times that.
+    assert!(longest < Duration::from_millis(100), "{longest:?}");
+}
+
+fn fake_inbound(pod: &Pod, own: &Arc<Workload>, account: &str) -> Open {
+    let identity = Some(Identity::new("cluster.local", "shop", account));
+    let src = "10.77.0.1:1000".parse().unwrap();
+    let dst = "10.77.0.2:8080".parse().unwrap();
+    let labels = Labels {
+        reporter: Reporter::Destination,
+        source: Side::default(),
+        destination: Side::default(),
+        service: None,
+        mtls: true,
+    };
+    let subject = Subject {
+        identity,
+        source: "10.77.0.1".parse().unwrap(),
+        dst,
+    };
+    let facts = Facts {
+        direction: Direction::Inbound,
+        trace: Trace::random(),
+        src,
+        src_pod: Arc::default(),
+        original_dst: None,
+        dst,
+        log_dst: dst,
+        authority: None,
+        dst_pod: Arc::default(),
+        hbone: true,
+        checked: Some(Checked {
+            subject,
+            own: own.clone(),
+        }),
+    };
+    pod.open(facts, labels)
 }

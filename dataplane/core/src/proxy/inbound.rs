@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use super::labels::Peer;
 use super::pod::{Pod, run};
 use super::proxy_protocol;
 use super::registry::Permit;
-use super::tasks::Tasks;
+use super::tasks::{Tasks, sized};
 use super::traceparent::Trace;
 use crate::hbone::{Request, Responder, Stream, Tunnel};
 use crate::identity::Identity;
@@ -43,6 +44,9 @@ struct Target {
     proxy_header: Option<Vec<u8>>,
 }
 
+/// A tunnel in the gauge.
+struct Live(Gauge);
+
 /// Runs a tunnel until it ends. `drain` sends GOAWAY; open streams go on.
 pub async fn handle(
     pod: Arc<Pod>,
@@ -55,6 +59,7 @@ pub async fn handle(
         Ok(accepted) => accepted,
         Err((local, error)) => return pod.refuse(Direction::Inbound, peer, local, &error),
     };
+    let _live = Live::new(&pod.shared.telemetry.metrics.tunnels);
     let mut draining = false;
     loop {
         let next = tokio::select! {
@@ -69,7 +74,7 @@ pub async fn handle(
         match next {
             Some(Ok((request, responder))) => {
                 let (pod, ends) = (pod.clone(), ends.clone());
-                tasks.spawn(stream(pod, ends, request, responder));
+                tasks.spawn(sized::<1600, _>(stream(pod, ends, request, responder)));
             }
             // Its streams end with it and say why; the tunnel itself has no line in the log.
             Some(Err(error)) => return tracing::debug!(%error, %peer, "tunnel ended"),
@@ -244,5 +249,18 @@ impl Target {
             written.map_err(|error| Failed::Connect(self.connect, error))?;
         }
         Ok(server)
+    }
+}
+
+impl Live {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -41,7 +41,7 @@ mod testing;
 
 use pod::Pod;
 use registry::Registry;
-use tasks::Tasks;
+use tasks::{Tasks, sized};
 
 /// What all proxies of the process share.
 pub struct Shared {
@@ -102,22 +102,23 @@ impl PodProxy {
             let metrics = &pod.shared.telemetry.metrics;
             metrics.proxies_active.inc();
             metrics.proxies_started.inc();
-            self.service.spawn(recheck::watch(pod.clone()));
+            let changes = pod.shared.store.subscribe();
+            self.service.spawn(recheck::watch(pod.clone(), changes));
         }
         let (p, t) = (pod.clone(), traffic.clone());
         self.listen(outbound, move |stream, peer| {
-            t.spawn(sized::<2048, _>(outbound::handle(p.clone(), stream, peer)));
+            t.spawn(sized::<1280, _>(outbound::handle(p.clone(), stream, peer)));
         });
         let (p, t) = (pod.clone(), traffic.clone());
         self.listen(inbound_plaintext, move |stream, peer| {
             let handle = inbound_plaintext::handle(p.clone(), stream, peer);
-            t.spawn(sized::<2048, _>(handle));
+            t.spawn(sized::<1024, _>(handle));
         });
         let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
         self.listen(inbound_hbone, move |stream, peer| {
             let (pod, tasks) = (p.clone(), t.clone());
             let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
-            t.spawn(counted(tunnel, p.shared.telemetry.metrics.tunnels.clone()));
+            t.spawn(sized::<4096, _>(tunnel));
         });
     }
 
@@ -181,24 +182,4 @@ fn dial(config: Arc<Config>, netns: Arc<Netns>) -> Dial {
         let connect = async move { netns.connect(&config, dst, None).await };
         Box::pin(connect) as Pin<Box<_>>
     })
-}
-
-async fn counted(work: impl Future<Output = ()>, gauge: prometheus_client::metrics::gauge::Gauge) {
-    struct One(prometheus_client::metrics::gauge::Gauge);
-    impl Drop for One {
-        fn drop(&mut self) {
-            self.0.dec();
-        }
-    }
-    gauge.inc();
-    let _one = One(gauge);
-    work.await;
-}
-
-/// Refuses to compile where a connection's future outgrows what we want to pay for each.
-fn sized<const BYTES: usize, F: Future<Output = ()>>(future: F) -> F {
-    const {
-        assert!(size_of::<F>() <= BYTES, "the future of a connection grew");
-    }
-    future
 }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::watch;
+
 use super::connection::Connection;
 use super::pod::Pod;
 use crate::policy::{self, Verdict};
@@ -15,9 +17,8 @@ const BATCH: usize = 128;
 /// A stream of pushes may take this part of one core at most: 1/(1+REST).
 const REST: u32 = 4;
 
-/// Runs as long as the pod.
-pub async fn watch(pod: Arc<Pod>) {
-    let mut changes = pod.shared.store.subscribe();
+/// Runs as long as the pod. `changes` was subscribed before the first connection was accepted.
+pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         changes.borrow_and_update();
         let begin = Instant::now();

@@ -39,15 +39,16 @@ impl Tasks {
         let guard = Guard::new(&self.alive);
         let mut cut = self.cut.subscribe();
         let panics = self.panics.clone();
+        // Boxed, or its size would count twice: captured, and moved into the select.
+        let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         tokio::spawn(async move {
             // Outlives the work, so that "none is left" means that all work was dropped.
             let _guard = guard;
-            let work = AssertUnwindSafe(work).catch_unwind();
             tokio::select! {
                 biased;
                 // Only fails when the set is gone, and then nobody can cut.
                 Ok(_) = cut.wait_for(|cut| *cut) => {}
-                result = work => if let Err(panic) = result {
+                result = &mut work => if let Err(panic) = result {
                     panics.inc();
                     let text = panic
                         .downcast_ref::<&str>()
@@ -57,6 +58,7 @@ impl Tasks {
                     tracing::error!(panic = text, "a defect ended a connection");
                 },
             }
+            drop(work);
         });
     }
 
@@ -92,6 +94,14 @@ impl Drop for Guard {
             self.0.none.notify_waiters();
         }
     }
+}
+
+/// Refuses to compile where a connection's future outgrows what we want to pay for each.
+pub fn sized<const BYTES: usize, F: Future<Output = ()>>(future: F) -> F {
+    const {
+        assert!(size_of::<F>() <= BYTES, "the future of a connection grew");
+    }
+    future
 }
 
 #[cfg(test)]

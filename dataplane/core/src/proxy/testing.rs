@@ -57,7 +57,7 @@ pub struct Side {
     pub shared: Arc<Shared>,
     pub proxy: Arc<PodProxy>,
     pub netns: Arc<Netns>,
-    _test: TestNetns,
+    test: TestNetns,
 }
 
 pub struct World {
@@ -207,8 +207,13 @@ impl Side {
             shared,
             proxy,
             netns,
-            _test: test,
+            test,
         }
+    }
+
+    /// `ip` in the pod's namespace.
+    pub fn ip(&self, args: &str) {
+        self.test.ip(args);
     }
 
     /// As an application of the pod would.
