@@ -66,7 +66,7 @@ async def connect(
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout):
             await loop.sock_connect(sock, (host, port))
-        return await asyncio.open_connection(sock=sock)
+        return await asyncio.open_connection(sock=sock, limit=1 << 20)
     except BaseException:
         sock.close()
         raise
