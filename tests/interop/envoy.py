@@ -72,7 +72,11 @@ def configuration(folder: Path, *, own_ip: str, peer: tuple[str, int], peer_iden
                 "private_key": {"filename": str(folder / "key.pem")},
             }
         ],
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_params": {
+            # Envoy as a client offers no more than 1.2 by default.
+            "tls_minimum_protocol_version": "TLSv1_3",
+            "tls_maximum_protocol_version": "TLSv1_3",
+        },
         "alpn_protocols": ["h2"],
     }
     roots = {"trusted_ca": {"filename": str(folder / "roots.pem")}}

@@ -31,6 +31,8 @@ class PodSandbox:
     namespace: str
     ipv4: str
     ipv6: str
+    # The node's end of the pod's veth.
+    link: str
     node: "Node"
 
     @property
@@ -106,15 +108,16 @@ class World:
         """A pod's namespace with one address of each family, reachable from both nodes."""
         number = host_byte if host_byte is not None else node.next_pod
         node.next_pod = max(node.next_pod, number + 1)
+        # Interface names hold 15 characters; the number is unique on its node.
+        link = f"pod{number}"
         pod = PodSandbox(
             name=name,
             namespace=f"{PREFIX}-{self.prefix}-{name}",
             ipv4=f"10.99.{node.index}.{number}",
             ipv6=f"fd99:{node.index}::{number:x}",
+            link=link,
             node=node,
         )
-        # Interface names hold 15 characters; the number is unique on its node.
-        link = f"pod{number}"
         _ip(
             [
                 f"netns add {pod.namespace}",
@@ -150,6 +153,8 @@ class World:
     def remove_pod(self, pod: PodSandbox) -> None:
         """Ends the pod's processes and its namespace, as a kubelet would."""
         _kill_inside([pod.namespace])
+        # A namespace's links live on for a moment after it; the next pod may want the address.
+        _ip([f"link del {pod.link}"], pod.node.namespace)
         _delete([pod.namespace])
         pod.node.pods.remove(pod)
 
