@@ -83,7 +83,7 @@ impl Config {
             ports,
             mark: if raw.mark == 0 { 0x539 } else { raw.mark },
             ipv6: !raw.ipv6_disabled,
-            limits: Limits::parse(&raw.limits.clone().unwrap_or_default()),
+            limits: Limits::parse(&raw.limits.unwrap_or_default()),
         })
     }
 }

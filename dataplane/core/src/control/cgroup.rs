@@ -5,7 +5,7 @@ use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -33,7 +33,7 @@ pub(super) fn enter(leaf: &Path) -> Result<(), CgroupError> {
     // Before anything is created: a wrong path mustn't leave folders on an ordinary file system.
     let existing = leaf.ancestors().find(|p| p.exists()).unwrap_or(leaf);
     let fs = rustix::fs::statfs(existing).map_err(|errno| io(errno.into()))?;
-    if i64::from(fs.f_type) != CGROUP2_MAGIC {
+    if fs.f_type != CGROUP2_MAGIC {
         return Err(CgroupError::NotCgroup2(path()));
     }
     std::fs::create_dir_all(leaf).map_err(io)?;

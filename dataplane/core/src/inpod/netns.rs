@@ -26,14 +26,14 @@ pub enum NotANetns {
 /// Where every worker lives between visits: the process's own namespace.
 static HOME: OnceLock<OwnedFd> = OnceLock::new();
 
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 /// `_IO(0xb7, 3)` of linux/nsfs.h.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
 impl Netns {
     pub fn new(fd: OwnedFd) -> Result<Self, NotANetns> {
         let fs = rustix::fs::fstatfs(&fd).map_err(io::Error::from)?;
-        if i64::from(fs.f_type) != NSFS_MAGIC {
+        if fs.f_type != NSFS_MAGIC {
             return Err(NotANetns::Other("an ordinary file or socket"));
         }
         match ns_type(fd.as_fd())? {
