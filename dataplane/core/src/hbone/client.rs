@@ -205,7 +205,7 @@ impl Tunnel {
             true => self.ended.lock().clone(),
             false => None,
         };
-        ended.unwrap_or_else(|| Error::Http2(self.key.dst, text(err)))
+        ended.unwrap_or_else(|| broken(self.key.dst, err))
     }
 }
 
@@ -374,12 +374,16 @@ fn next_idle_check(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration
 fn ended_by(dst: SocketAddr, ended: Result<(), h2::Error>) -> Error {
     match ended {
         Ok(()) => Error::Http2(dst, "the peer closed the connection".to_owned()),
-        Err(err) => match err.get_io() {
-            Some(io) if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
-                Error::Tls(dst, describe(io))
-            }
-            _ => Error::Http2(dst, text(&err)),
-        },
+        Err(err) => broken(dst, &err),
+    }
+}
+
+/// HTTP/2 keeps only kind and text of what failed below it; TLS errors are of this kind. A client
+/// learns here, after its own handshake, that the server refused its certificate.
+fn broken(dst: SocketAddr, err: &h2::Error) -> Error {
+    match err.get_io().map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::InvalidData) => Error::Tls(dst, text(err)),
+        _ => Error::Http2(dst, text(err)),
     }
 }
 

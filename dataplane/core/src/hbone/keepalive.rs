@@ -48,28 +48,26 @@ impl Keepalive {
 
     /// Pending while all is well; also when the connection ends, which itself tells.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
-        loop {
-            if !self.waiting {
-                ready!(self.timer.as_mut().poll(cx));
-                if self.pings.send_ping(Ping::opaque()).is_err() {
-                    return Poll::Pending;
-                }
-                self.waiting = true;
-                let limit = self.first.unwrap_or(self.timeout);
-                self.timer.as_mut().reset(Instant::now() + limit);
-            }
-            match self.pings.poll_pong(cx) {
-                Poll::Ready(Ok(_)) => {
-                    self.waiting = false;
-                    self.first = None;
-                    self.timer.as_mut().reset(Instant::now() + self.interval);
-                    return Poll::Ready(Beat::Answered);
-                }
-                Poll::Ready(Err(_)) => return Poll::Pending,
-                Poll::Pending => {}
-            }
+        if !self.waiting {
             ready!(self.timer.as_mut().poll(cx));
-            return Poll::Ready(Beat::Dead(self.first.unwrap_or(self.timeout)));
+            if self.pings.send_ping(Ping::opaque()).is_err() {
+                return Poll::Pending;
+            }
+            self.waiting = true;
+            let limit = self.first.unwrap_or(self.timeout);
+            self.timer.as_mut().reset(Instant::now() + limit);
         }
+        match self.pings.poll_pong(cx) {
+            Poll::Ready(Ok(_)) => {
+                self.waiting = false;
+                self.first = None;
+                self.timer.as_mut().reset(Instant::now() + self.interval);
+                return Poll::Ready(Beat::Answered);
+            }
+            Poll::Ready(Err(_)) => return Poll::Pending,
+            Poll::Pending => {}
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(Beat::Dead(self.first.unwrap_or(self.timeout)))
     }
 }

@@ -152,6 +152,12 @@ impl Pool {
         )
     }
 
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> (usize, usize) {
+        let state = self.inner.state.lock();
+        (state.keys.len(), state.keys.capacity())
+    }
+
     /// A place on a tunnel of this key, other than `avoid`.
     async fn checkout(
         &self,

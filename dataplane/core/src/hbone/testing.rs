@@ -25,6 +25,7 @@ pub fn id(account: &str) -> Identity {
 
 /// A CA, a client `web` and a server `db`.
 pub struct Mesh {
+    pub ca: Ca,
     pub web: Arc<Credentials>,
     pub db: Arc<Credentials>,
 }
@@ -44,6 +45,7 @@ impl Mesh {
         Self {
             web: ca.credentials(&id("web")).await,
             db: ca.credentials(&id("db")).await,
+            ca,
         }
     }
 
