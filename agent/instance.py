@@ -140,6 +140,10 @@ class Instance:
             # Not empty: somebody else was put there; not ours to remove.
             with contextlib.suppress(OSError):
                 self.cgroup.rmdir()
+                # underpass/NODE is made by the agent; a folder that was named to it isn't.
+                if self.cgroup.parent.parent.name == "underpass":
+                    self.cgroup.parent.rmdir()
+                    self.cgroup.parent.parent.rmdir()
 
 
 def _spawn(process: DataplaneProcess, socket: Path, number: int) -> int:

@@ -1,6 +1,8 @@
 """From slices of the configuration to the parts that they configure."""
 
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
@@ -13,6 +15,8 @@ from agent.status import CaptureView
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
 
+LEAF_TO_COME = Path("/dataplane")
+
 
 async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
     """Raises CaptureUnusable with the reason and what to do."""
@@ -20,8 +24,11 @@ async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
         return None, CaptureView("none", "switched off by --capture none")
     from redirect.nftables_capture import NftablesCapture
 
-    capture = NftablesCapture(capture_config(config))
+    plain = capture_config(config)
+    # Which leaf the data plane lives in is known when it answers; a lack of one is told then.
+    capture = NftablesCapture(replace(plain, exempt_cgroups=(LEAF_TO_COME,)))
     probe = await capture.probe()
+    capture.reconfigure(plain)
     if not probe.usable:
         await capture.close()
         raise CaptureUnusable(f"nftables: {probe.reason}")

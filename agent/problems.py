@@ -16,7 +16,15 @@ EXPIRES_SOON = timedelta(hours=1)
 
 
 def dataplane_problems(view: DataplaneView) -> list[Problem]:
-    if view.pid or view.instance_id:
+    if view.instance_id and not view.cgroup:
+        return [
+            Problem(
+                "the data plane has no cgroup of its own",
+                "only its mark exempts it from capture, which any process with NET_RAW can set",
+                "mount cgroup2 and start it with --cgroup (the agent does with cgroup-parent auto)",
+            )
+        ]
+    if view.instance_id:
         return []
     if not view.error:
         return [Problem("data plane", "it is being started", "")]

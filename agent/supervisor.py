@@ -223,7 +223,8 @@ class Supervisor:
             seconds = asyncio.get_running_loop().time() - since
             self._away += seconds
             log.warning(
-                "data plane serves again", extra={"seconds_without_service": f"{seconds:.3f}"}
+                "data plane serves again after a time without service",
+                extra={"seconds": f"{seconds:.3f}"},
             )
 
     async def _until_lost(self) -> None:
