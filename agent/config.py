@@ -90,6 +90,14 @@ class _Reader:
     def given(self, name: str) -> bool:
         return self._places[name] != "default"
 
+    def kind(self, name: str) -> str:
+        """flag, environment, file or default."""
+        place = self._places[name]
+        if place.startswith("--"):
+            return "flag"
+        known = {"default": "default", Setting(name, str, None, "").env: "environment"}
+        return known.get(place, "file")
+
     def wrong(self, name: str, what: str) -> None:
         place = self._places[name]
         if place == "default":
@@ -237,7 +245,8 @@ def _authority(reader: _Reader) -> Authority | None:
 def _dataplane(reader: _Reader, node: str) -> DataplaneProcess:
     given = reader["dataplane.socket"]
     if given is not None:
-        if reader.given("dataplane.bin"):
+        # An image may name its binary in the environment for all uses; a flag beside it is meant.
+        if reader.kind("dataplane.bin") == reader.kind("dataplane.socket"):
             reader.wrong("dataplane.bin", "either a socket or a binary to start, not both")
         return DataplaneProcess(socket=given, drain_deadline=reader["dataplane.drain-deadline"])
     binary = _binary(reader)

@@ -18,6 +18,7 @@ from proto.gen import control_pb2
 # From exec to an answer to Hello; a debug binary on a loaded machine takes under a second.
 START_PATIENCE = 15.0
 _PROBE = 0.02
+_LEAF_TRIES = 50
 
 
 @dataclass(eq=False)
@@ -133,17 +134,30 @@ class Instance:
             os.close(self.pidfd)
             self.pidfd = -1
 
-    def clean(self) -> None:
+    async def clean(self) -> None:
         """Removes what an ended process leaves: its socket and its empty cgroup."""
         self.socket.unlink(missing_ok=True)
         if self.cgroup is not None:
-            # Not empty: somebody else was put there; not ours to remove.
-            with contextlib.suppress(OSError):
-                self.cgroup.rmdir()
-                # underpass/NODE is made by the agent; a folder that was named to it isn't.
-                if self.cgroup.parent.parent.name == "underpass":
-                    self.cgroup.parent.rmdir()
-                    self.cgroup.parent.parent.rmdir()
+            await remove_leaf(self.cgroup)
+
+
+async def remove_leaf(leaf: Path) -> None:
+    """Stays when somebody else was put there: not ours to remove."""
+    for _ in range(_LEAF_TRIES):
+        try:
+            leaf.rmdir()
+        except FileNotFoundError:
+            break
+        except OSError:
+            # Busy for a moment after its last process, while the kernel buries the threads.
+            await asyncio.sleep(_PROBE)
+        else:
+            break
+    # underpass/NODE is made by the agent; a folder that was named to it isn't.
+    if leaf.parent.parent.name == "underpass":
+        with contextlib.suppress(OSError):
+            leaf.parent.rmdir()
+            leaf.parent.parent.rmdir()
 
 
 def _spawn(process: DataplaneProcess, socket: Path, number: int) -> int:

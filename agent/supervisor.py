@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.dataplane import DataplaneError, DataplaneLost
 from agent.errors import AgentError, ReplaceRefused
 from agent.feed import Feed
-from agent.instance import Instance
+from agent.instance import Instance, remove_leaf
 from agent.pods.reconciler import CaptureError
 from agent.slices import DataplaneProcess, RunPaths
 from agent.status import DataplaneView
@@ -190,7 +190,8 @@ class Supervisor:
             except DataplaneLost:
                 # Nobody listens: its process is gone.
                 socket.unlink(missing_ok=True)
-                self._remove_leaf(number)
+                if self._process.cgroup_parent is not None:
+                    await remove_leaf(self._process.cgroup_parent / f"dataplane-{number}")
             except BaseException:
                 for instance in found:
                     await instance.close()
@@ -244,7 +245,7 @@ class Supervisor:
                 alive = watched.alive
                 await watched.close()
                 if not alive and self.owned:
-                    watched.clean()
+                    await watched.clean()
                 return
 
     # ---- successors
@@ -273,7 +274,7 @@ class Supervisor:
         instance.send(signal.SIGKILL)
         await instance.exited(EXIT_PATIENCE)
         await instance.close()
-        instance.clean()
+        await instance.clean()
 
     def _retire(self, instance: Instance) -> None:
         self._retiring[instance] = asyncio.create_task(
@@ -298,7 +299,7 @@ class Supervisor:
             await self._exempt()
         except CaptureError as exc:
             log.warning("old exemption not removed everywhere", extra={"error": exc})
-        old.clean()
+        await old.clean()
         log.info("old data plane ended", extra={"pid": old.pid})
 
     async def _end(self, instance: Instance, again: asyncio.Event, patience: timedelta) -> None:
@@ -316,7 +317,7 @@ class Supervisor:
             log.error("data plane doesn't end, killed", extra={"pid": instance.pid})
             instance.send(signal.SIGKILL)
             await instance.exited(CUT_PATIENCE)
-        instance.clean()
+        await instance.clean()
         self._paths.dataplane_link.unlink(missing_ok=True)
 
     # ---- helpers
@@ -346,11 +347,6 @@ class Supervisor:
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(socket.name if socket.parent == self._paths.root else socket)
         scratch.replace(self._paths.dataplane_link)
-
-    def _remove_leaf(self, number: int) -> None:
-        if self._process.cgroup_parent is not None:
-            with contextlib.suppress(OSError):
-                (self._process.cgroup_parent / f"dataplane-{number}").rmdir()
 
 
 def _standing(instance: Instance) -> tuple[bool, bool, int]:

@@ -117,6 +117,14 @@ def test_given_socket_needs_no_binary() -> None:
     assert loaded.dataplane.binary is None
 
 
+def test_given_socket_wins_over_a_binary_of_the_environment_but_not_over_a_flag() -> None:
+    environ = {"UNDERPASS_DATAPLANE_BIN": "/some/where"}
+    loaded = load(environ, dataplane_bin=None, dataplane_socket="/run/dp.sock")
+    assert (loaded.dataplane.socket, loaded.dataplane.binary) == (Path("/run/dp.sock"), None)
+    (found,) = mistakes(dataplane_socket="/run/dp.sock")
+    assert found.startswith("--dataplane-bin: either a socket or a binary")
+
+
 def test_binary_that_is_none_is_a_mistake() -> None:
     assert mistakes(dataplane_bin="/nonexistent/dp") == [
         "--dataplane-bin: /nonexistent/dp: no such program"
