@@ -67,6 +67,12 @@ impl Stream {
         (self.read, self.write)
     }
 
+    /// Ends both ways as TCP's RST would (RFC 9113 8.5): the peer must not take what came so far
+    /// for the whole, which it does after a mere drop (CANCEL).
+    pub fn reset(&mut self) {
+        self.write.send.send_reset(Reason::CONNECT_ERROR);
+    }
+
     /// See `ReadHalf::poll_data`.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         self.read.poll_data(cx)
@@ -264,6 +270,7 @@ fn is_quiet_reset(err: &h2::Error) -> bool {
 fn to_io(err: h2::Error) -> io::Error {
     match err.reason() {
         Some(Reason::STREAM_CLOSED) => broken_pipe(err.to_string()),
+        Some(Reason::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, err),
         Some(_) => io::Error::other(err),
         None if err.is_io() => err
             .into_io()

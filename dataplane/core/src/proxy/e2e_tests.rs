@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection::{Checked, Direction, Facts, Open};
 use super::pod::Pod;
-use super::testing::{World, deny, eventually, exchange, record, soon};
+use super::testing::{PATIENCE, World, deny, eventually, exchange, record, soon};
 use super::traceparent::Trace;
 use crate::identity::Identity;
 use crate::policy::Subject;
@@ -160,8 +160,8 @@ async fn a_later_policy_closes_a_live_connection_and_a_dry_run_does_not() {
     Push::policies()
         .policy(deny("late", WEB))
         .accepted_by(&world.db.shared.store);
-    let end = soon(stream.read(&mut [0; 4])).await;
-    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    let end = soon(stream.read(&mut [0; 4])).await.unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
     let line = world
         .logged(&["direction=\"inbound\"", "error=\"closed: policy"])
         .await;
@@ -456,6 +456,88 @@ async fn a_pod_without_a_record_or_certificate_is_refused_with_the_reason() {
         .web
         .metric("underpass_refusals_total", &["unknown_own_workload"]);
     assert_eq!(refused, 1);
+}
+
+#[tokio::test]
+async fn a_reset_crosses_the_tunnel_as_a_reset_both_ways() {
+    let mut world = World::new();
+    let app = world
+        .db
+        .netns
+        .enter(|| std::net::TcpListener::bind("0.0.0.0:25"));
+    let app = app.unwrap().unwrap();
+    app.set_nonblocking(true).unwrap();
+    let app = tokio::net::TcpListener::from_std(app).unwrap();
+    for server_resets in [true, false] {
+        let mut client = world.web.dial("10.77.0.2:25").await.unwrap();
+        let (mut server, _) = soon(app.accept()).await.unwrap();
+        server.write_all(b"half an ans").await.unwrap();
+        soon(client.read_exact(&mut [0; 11])).await.unwrap();
+        let (gone, mut left) = if server_resets {
+            (server, client)
+        } else {
+            (client, server)
+        };
+        gone.set_zero_linger().unwrap();
+        drop(gone);
+        let error = soon(left.read(&mut [0; 8])).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    // What peers do isn't our failure.
+    let line = world.logged(&["direction=\"outbound\"", "complete"]).await;
+    assert!(!line.contains("error="), "{line}");
+}
+
+#[tokio::test]
+async fn a_draining_server_lets_streams_end_and_stops_when_they_have() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut live = world.web.dial("10.77.0.2:8080").await.unwrap();
+    live.write_all(b"ping").await.unwrap();
+    soon(live.read_exact(&mut [0; 4])).await.unwrap();
+    let proxy = world.db.proxy.clone();
+    let drain = tokio::spawn(async move { proxy.drain(PATIENCE * 10).await });
+    live.write_all(b"pong").await.unwrap();
+    soon(live.read_exact(&mut [0; 4])).await.unwrap();
+    assert!(!drain.is_finished());
+    assert_eq!(exchange(live, b"bye").await.unwrap(), b"bye");
+    soon(drain).await.unwrap();
+    let line = world.logged(&["direction=\"inbound\"", "complete"]).await;
+    assert!(!line.contains("error="), "{line}");
+    assert_eq!(world.db.shared.telemetry.metrics.tunnels.get(), 0);
+}
+
+#[tokio::test]
+async fn many_short_connections_share_a_tunnel_and_leave_nothing() {
+    let world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    for n in 0..500_u32 {
+        let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+        let data = n.to_be_bytes();
+        assert_eq!(exchange(stream, &data).await.unwrap(), data);
+    }
+    eventually("all are forgotten", || {
+        let counts = |side: &super::testing::Side| side.proxy.connection_counts();
+        counts(&world.web) == (0, 0) && counts(&world.db) == (0, 0)
+    })
+    .await;
+    assert_eq!(world.db.shared.telemetry.metrics.tunnels.get(), 1);
+    let opened = ["reporter=\"destination\""];
+    assert_eq!(
+        world
+            .db
+            .metric("istio_tcp_connections_opened_total", &opened),
+        500
+    );
+    assert_eq!(world.db.metric("istio_tcp_sent_bytes_total", &opened), 2000);
+    for side in [&world.web, &world.db] {
+        side.proxy.cut().await;
+    }
+    eventually("the tunnel ends", || {
+        world.web.proxy.pod.pool.size() == (0, 0)
+    })
+    .await;
+    assert_eq!(world.web.shared.telemetry.metrics.panics.get(), 0);
 }
 
 #[tokio::test]

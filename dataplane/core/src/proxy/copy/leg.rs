@@ -98,7 +98,7 @@ impl Leg for Stream {
     }
 
     fn reset(&mut self) {
-        // Dropping it before both sides ended resets it.
+        Stream::reset(self);
     }
 }
 
