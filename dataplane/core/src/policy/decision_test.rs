@@ -207,7 +207,7 @@ fn a_malformed_policy_denies_where_it_would_have_applied() {
 fn a_malformed_update_leaves_the_last_good_version_in_force() {
     let store = store(&[]);
     let good = bank(policy("a/p", Scope::Global, Action::Allow));
-    push(&store, &[good.clone()]);
+    push(&store, std::slice::from_ref(&good));
     push(&store, &[broken(good.clone())]);
     assert_eq!(called(&store).verdict, allowed_by(Some("a/p")));
     assert_eq!(store.types()[1].rejected.len(), 1);
@@ -240,7 +240,7 @@ fn dry_run_policies_report_and_decide_nothing() {
 
     let no = dry(policy("a/no", Global, Action::Allow));
     let yes = dry(bank(policy("a/yes", Global, Action::Allow)));
-    assert_eq!(dry_run(&[no.clone()]), ["a/no would deny"]);
+    assert_eq!(dry_run(std::slice::from_ref(&no)), ["a/no would deny"]);
     assert_eq!(dry_run(&[no.clone(), yes]), ["a/yes would allow"]);
     let real = all(policy("a/real", Global, Action::Allow));
     assert!(dry_run(&[no, real]).is_empty());

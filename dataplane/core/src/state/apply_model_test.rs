@@ -10,8 +10,8 @@ use crate::wire::workload as wds;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Workload(wds::Workload),
-    Service(wds::Service),
+    Workload(Box<wds::Workload>),
+    Service(Box<wds::Service>),
     Remove(String),
     Broken(String),
 }
@@ -37,11 +37,11 @@ impl Model {
             match step {
                 Step::Workload(w) => {
                     self.rejected.remove(&w.uid);
-                    self.workloads.insert(w.uid.clone(), w.clone());
+                    self.workloads.insert(w.uid.clone(), (**w).clone());
                 }
                 Step::Service(s) => {
                     self.rejected.remove(&key(s));
-                    self.services.insert(key(s), s.clone());
+                    self.services.insert(key(s), (**s).clone());
                 }
                 Step::Broken(name) => {
                     self.rejected.insert(name.clone(), ());
@@ -152,8 +152,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
     .boxed();
     prop_oneof![
-        4 => workload.prop_map(Step::Workload),
-        2 => service.prop_map(Step::Service),
+        4 => workload.prop_map(|w| Step::Workload(Box::new(w))),
+        2 => service.prop_map(|s| Step::Service(Box::new(s))),
         3 => name.clone().prop_map(Step::Remove),
         1 => name.prop_map(Step::Broken),
     ]
@@ -168,8 +168,8 @@ proptest! {
         let mut model = Model::default();
         for steps in pushes {
             let push = steps.iter().fold(Push::addresses(), |push, step| match step {
-                Step::Workload(w) => push.workload(w.clone()),
-                Step::Service(s) => push.service(s.clone()),
+                Step::Workload(w) => push.workload((**w).clone()),
+                Step::Service(s) => push.service((**s).clone()),
                 Step::Remove(name) => push.removed(name),
                 Step::Broken(name) => push.bytes(name, "2", vec![0xff]),
             });

@@ -185,6 +185,21 @@ fn a_workload_that_leaves_a_service_is_no_endpoint_any_more() {
 }
 
 #[test]
+fn what_is_sent_again_unchanged_is_not_held_twice() {
+    let store = store();
+    let web = service("shop", "web", "10.1.0.1");
+    let push = || {
+        let pod = member(pod("shop", "web", "10.0.0.1"), &web, &[]);
+        Push::addresses().service(web.clone()).workload(pod)
+    };
+    push().accepted_by(&store);
+    let before = uid_of(&store.snapshot(), "shop", "web");
+    assert_eq!(push().to(&store).accepted, 2);
+    let after = uid_of(&store.snapshot(), "shop", "web");
+    assert!(std::sync::Arc::ptr_eq(&before, &after));
+}
+
+#[test]
 fn a_reader_keeps_the_view_it_took() {
     let store = store();
     Push::addresses()

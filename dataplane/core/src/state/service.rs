@@ -39,7 +39,7 @@ pub struct Membership {
     pub ports: Arc<[PortMap]>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct ServiceRecord {
     /// `namespace/hostname`, also the resource's name.
     pub key: Arc<str>,

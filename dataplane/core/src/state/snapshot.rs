@@ -175,7 +175,13 @@ impl Snapshot {
 
     // ---- changes, by the writer only -------------------------------------------------------
 
+    /// A record that is held already changes nothing: a control plane that sends everything again
+    /// costs no memory.
     pub(super) fn put_workload(&mut self, workload: Arc<Workload>, node: &str) {
+        let held = self.workloads.get(tag(&*workload.uid), |w| *w == workload);
+        if held.is_some() {
+            return;
+        }
         let old = self
             .workloads
             .upsert(tag(&*workload.uid), workload.clone(), |w| {
@@ -213,6 +219,10 @@ impl Snapshot {
     }
 
     pub(super) fn put_service(&mut self, record: Arc<ServiceRecord>) {
+        let held = self.service(&record.key);
+        if held.is_some_and(|held| held.record.as_ref() == Some(&record)) {
+            return;
+        }
         let service = self.service_mut(&record.key);
         let old = service.record.clone();
         service.set_record(Some(record.clone()));

@@ -16,7 +16,7 @@ use crate::wire::workload as wds;
 
 /// What is a workload's own; the rest, which the replicas of one Deployment have in common, is read
 /// through `Deref` and held once: 100 000 workloads in a third of the memory.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Workload {
     pub uid: Arc<str>,
     pub name: Arc<str>,
