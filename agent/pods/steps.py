@@ -1,0 +1,219 @@
+"""What each step does to one pod: through its namespace, the data plane and the redirection.
+
+A step either changes the enrolment's facts to what is now true, or raises with nothing changed.
+"""
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from agent.errors import NetnsMissing, NetnsRefused, PodError
+from agent.pods.enrolment import Enrolment
+from agent.pods.netns import netns_id
+from agent.pods.source import Pod
+from proto.gen import control_pb2
+from redirect.base import CaptureConfig, Redirect, RedirectError, Target
+
+log = logging.getLogger("underpass.pods")
+
+
+class PodTarget(Protocol):
+    """The data plane, as the one who listens in pods."""
+
+    async def add_pod(
+        self,
+        pod: control_pb2.Pod,
+        settings: control_pb2.PodSettings,
+        netns_fd: int,
+        *,
+        prepare_only: bool = False,
+    ) -> None: ...
+
+    async def remove_pod(
+        self, uid: str, *, drain: bool, deadline: timedelta | None = None
+    ) -> None: ...
+
+    async def keep_pods(self, uids: Iterable[str]) -> None: ...
+
+    async def pods_synced(self) -> None: ...
+
+
+class CaptureError(PodError):
+    """A pod's traffic isn't redirected as it should be."""
+
+    remedy = "the agent goes on trying; see `nft list ruleset` in the pod's namespace"
+
+    def __init__(self, text: str, *, retryable: bool = True) -> None:
+        self.retryable = retryable
+        super().__init__(text)
+
+
+class Steps:
+    """Holds no state of its own but the count of repairs. Raises AgentError, RedirectError."""
+
+    def __init__(
+        self,
+        redirect: Redirect | None,
+        *,
+        verify_interval: timedelta,
+        drain_deadline: timedelta | None,
+    ) -> None:
+        self._redirect = redirect
+        self._verify_interval = verify_interval.total_seconds()
+        self._drain_deadline = drain_deadline
+        self.repairs = 0
+
+    @property
+    def capturing(self) -> bool:
+        return self._redirect is not None
+
+    def reconfigure(self, config: CaptureConfig) -> None:
+        if self._redirect is not None:
+            self._redirect.reconfigure(config)
+
+    # ---- towards the mesh
+
+    def open(self, enrolment: Enrolment, others: Iterable[Enrolment]) -> None:
+        pod = enrolment.pod
+        fd = pod.netns.open()
+        found = netns_id(fd)
+        for other in others:
+            if other is not enrolment and other.netns == found:
+                os.close(fd)
+                raise NetnsRefused(f"{pod.netns}: already the network namespace of {other.pod.key}")
+        enrolment.netns_fd, enrolment.netns = fd, found
+
+    async def add(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
+        """Rules of an earlier life are brought up to date before the data plane listens: they
+        may exempt only a data plane that is no more, and would lead this one back to itself."""
+        if self._redirect is not None and enrolment.stale:
+            await self._refresh(self._redirect, enrolment)
+        await dataplane.add_pod(message(enrolment.pod), self._settings(), enrolment.netns_fd)
+        log.info("pod added", extra=_fields(enrolment))
+
+    async def prepare(self, enrolment: Enrolment, successor: PodTarget) -> None:
+        await successor.add_pod(
+            message(enrolment.pod), self._settings(), enrolment.netns_fd, prepare_only=True
+        )
+
+    async def capture(self, enrolment: Enrolment) -> None:
+        redirect, target = self._present(), _target(enrolment)
+        await redirect.install(target)
+        problems = await redirect.verify(target)
+        if problems:
+            # Half a capture is worse than none: it looks like one.
+            await redirect.remove(target)
+            raise CaptureError(f"{target.name}: {'; '.join(problems)}")
+        enrolment.captured = True
+        self._proven(enrolment)
+        log.info("pod captured", extra=_fields(enrolment))
+
+    async def verify(self, enrolment: Enrolment) -> None:
+        """Repairs what somebody changed, then looks whether the pod's namespace is still it."""
+        redirect, target = self._present(), _target(enrolment)
+        if problems := await redirect.verify(target):
+            enrolment.verified = None
+            found = _fields(enrolment) | {"found": "; ".join(problems)}
+            log.warning("pod's rules were changed, repairing", extra=found)
+            await redirect.install(target)
+            if problems := await redirect.verify(target):
+                raise CaptureError(f"{target.name}: {'; '.join(problems)}")
+            enrolment.repairs += 1
+            self.repairs += 1
+        self._proven(enrolment)
+        _still_there(enrolment)
+
+    async def reinstall(self, enrolment: Enrolment) -> None:
+        """After `reconfigure`; a failure leaves it stale, and verified at once."""
+        enrolment.verify_at = 0.0
+        await self._present().install(_target(enrolment))
+        enrolment.stale = False
+
+    async def _refresh(self, redirect: Redirect, enrolment: Enrolment) -> None:
+        target = _target(enrolment)
+        if not enrolment.captured and not (await redirect.list(target)).rules:
+            return
+        if await redirect.verify(target):
+            await redirect.install(target)
+        enrolment.captured = True
+        enrolment.stale = False
+
+    def _proven(self, enrolment: Enrolment) -> None:
+        enrolment.stale = False
+        enrolment.verified = datetime.now(UTC)
+        # Spread, so that pods of one moment aren't looked at in one moment for ever.
+        pause = self._verify_interval * random.uniform(0.9, 1.1)
+        enrolment.verify_at = asyncio.get_running_loop().time() + pause
+
+    # ---- away from it
+
+    async def uncapture(self, enrolment: Enrolment) -> None:
+        try:
+            await self._present().remove(_target(enrolment))
+        except RedirectError as exc:
+            # A namespace that can't be entered any more holds no rules that matter.
+            if exc.retryable:
+                raise
+            log.info("pod's rules went with it", extra=_fields(enrolment) | {"why": exc})
+        enrolment.captured = False
+        enrolment.verified = None
+        enrolment.verify_at = 0.0
+
+    async def remove(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
+        """A pod that still runs leaves the mesh gently; one that is gone has nobody to wait for."""
+        alive = not enrolment.moved and enrolment.pod.netns.identity() == enrolment.netns
+        await dataplane.remove_pod(
+            enrolment.pod.uid, drain=alive, deadline=self._drain_deadline if alive else None
+        )
+        enrolment.added_to = 0
+        log.info("pod removed", extra=_fields(enrolment))
+
+    def close(self, enrolment: Enrolment) -> None:
+        if enrolment.netns_fd >= 0:
+            os.close(enrolment.netns_fd)
+        enrolment.netns_fd, enrolment.netns = -1, None
+        # The next namespace may hold rules of an earlier life.
+        enrolment.stale = True
+
+    # ---- helpers
+
+    def _present(self) -> Redirect:
+        assert self._redirect is not None  # no step that captures is planned without it
+        return self._redirect
+
+    def _settings(self) -> control_pb2.PodSettings:
+        none = self._redirect is None
+        kind = control_pb2.PodSettings.NONE if none else control_pb2.PodSettings.NFTABLES
+        return control_pb2.PodSettings(capture=kind)
+
+
+def message(pod: Pod) -> control_pb2.Pod:
+    return control_pb2.Pod(
+        uid=pod.uid, name=pod.name, namespace=pod.namespace, service_account=pod.service_account
+    )
+
+
+def _still_there(enrolment: Enrolment) -> None:
+    """The open descriptor keeps a dead pod's namespace alive, so its path is looked at."""
+    netns = enrolment.pod.netns
+    found = netns.identity()
+    if found == enrolment.netns:
+        return
+    if found is not None and netns.follow:
+        enrolment.moved = True
+        return
+    raise NetnsMissing(f"{netns}: the pod's network namespace isn't there any more")
+
+
+def _target(enrolment: Enrolment) -> Target:
+    pod = enrolment.pod
+    return Target(uid=pod.uid, name=pod.key, netns_fd=enrolment.netns_fd)
+
+
+def _fields(enrolment: Enrolment) -> dict[str, object]:
+    pod = enrolment.pod
+    return {"pod": pod.key, "uid": pod.uid, "netns": str(pod.netns)}
