@@ -223,10 +223,8 @@ class Supervisor:
         if self._restarts:
             seconds = asyncio.get_running_loop().time() - since
             self._away += seconds
-            log.warning(
-                "data plane serves again after a time without service",
-                extra={"seconds": f"{seconds:.3f}"},
-            )
+            fields = {"seconds_without_service": f"{seconds:.3f}"}
+            log.warning("data plane serves again", extra=fields)
 
     async def _until_lost(self) -> None:
         while True:
