@@ -47,9 +47,7 @@ def generate(target: Path) -> None:
         names = sorted(path.stem for path in HERE.glob("*.proto"))
         for name in names:
             text = (HERE / f"{name}.proto").read_text()
-            (gen / f"{name}.proto").write_text(
-                text.replace('import "proto/', 'import "proto/gen/')
-            )
+            (gen / f"{name}.proto").write_text(text.replace('import "proto/', 'import "proto/gen/'))
         base = ["protoc", f"-I{root}", f"-I{well_known}"]
         files = [f"proto/gen/{name}.proto" for name in names]
         services = [f"proto/gen/{name}.proto" for name in SERVICES]

@@ -177,10 +177,8 @@ async def test_new_pod_reusing_an_address_is_not_taken_for_the_old_one(
         async with Conversation(shop.web, sandbox.ipv4, ECHO_PORT) as talk:
             assert talk.greeting.startswith(f"{name} sees")
             rows = await mesh.admin(mesh.world.nodes[0], "connections")
-            there = [r for r in rows if r["dst_workload"] == name]
-            assert [r["dst_identity"] for r in there] == [
-                f"spiffe://cluster.local/ns/{NAMESPACE}/sa/{name}"
-            ]
+            there = {r["dst_identity"] for r in rows if r["dst_workload"] == name}
+            assert there == {f"spiffe://cluster.local/ns/{NAMESPACE}/sa/{name}"}
         mesh.remove(pod)
         mesh.world.remove_pod(sandbox)
     await mesh.settled()
