@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from agent.cli.demo.mesh import Mesh, MeshError
+from agent.cli.demo.shop import HTTP_PORT
 from agent.cli.demo.story import ClaimFailed, Story
 from agent.cli.demo.world import World, WorldError, down, forget
 
@@ -114,7 +115,7 @@ async def tell(keep: bool, voice: Voice) -> int:
         kept = keep
         voice.end(f"all {number} claims hold", chapters=number)
         if keep and not voice.as_json:
-            click.echo(EXPLORE)
+            click.echo(explore(story))
         return 0
     except WorldError as exc:
         voice.failed(0, "namespaces", str(exc))
@@ -145,14 +146,17 @@ def remove() -> None:
     forget(FOLDER)
 
 
-EXPLORE = f"""
+def explore(story: Story) -> str:
+    """Commands for a mesh that was kept."""
+    api = story.shop.api.sandbox.ipv4
+    return f"""
 The mesh is still up. Look around:
 
   underpass --node {PREFIX}-node1 status
-  underpass --node {PREFIX}-node1 pods
+  underpass --node {PREFIX}-node1 pods -o wide
   underpass --node {PREFIX}-node2 connections
-  underpass --node {PREFIX}-node2 policies
-  nsenter --net=/run/netns/up-{PREFIX}-web curl http://$(cat {FOLDER}/api.address)
+  underpass --node {PREFIX}-node2 services
+  nsenter --net=/run/netns/up-{PREFIX}-web curl http://{api}:{HTTP_PORT}/ http://{story.vips["api"]}/
 
 Manifests are watched in {FOLDER}/manifests, logs lie in {FOLDER}.
 `underpass demo down` removes everything."""

@@ -1,0 +1,107 @@
+"""The demo as a user runs it: it proves its claims, can be kept, and leaves no trace, also after
+it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.cli.demo.commands import FOLDER, PREFIX, RUN_DIR, remove
+from agent.cli.demo.mesh import UNDERPASS
+from agent.cli.demo.world import cgroup2_mounts, namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    yield
+    remove()
+
+
+def underpass(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*UNDERPASS, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+
+
+def traces() -> list[str]:
+    """Namespaces, cgroups, files and processes of the demo, and links of the host."""
+    found = namespaces(PREFIX)
+    found += [str(f) for r in cgroup2_mounts() for f in (r / "underpass").glob(f"{PREFIX}-*")]
+    found += [str(f) for f in (FOLDER, *RUN_DIR.glob(f"{PREFIX}-*")) if f.exists()]
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and int(folder.name) != os.getpid():
+            try:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(FOLDER) in command or f"{PREFIX}-node" in command:
+                found.append(f"{folder.name}: {command}")
+    return found
+
+
+def links() -> str:
+    return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+
+
+def test_every_claim_holds_and_no_trace_is_left() -> None:
+    before = links()
+    done = underpass("demo", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lines[-1]["done"] is True
+    assert [line["chapter"] for line in lines[:-1]] == list(range(1, 13))
+    assert all(line["evidence"] for line in lines[:-1])
+    assert traces() == []
+    assert links() == before
+
+
+def test_kept_mesh_can_be_looked_into_and_taken_down() -> None:
+    done = underpass("demo", "--keep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    node = f"{PREFIX}-node1"
+    status = underpass("--node", node, "status", "-o", "json")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert json.loads(status.stdout)["ready"] is True
+    for view, needle in (
+        ("pods", "web"),
+        ("workloads", "api"),
+        ("services", "db"),
+        ("certificates", "spiffe://cluster.local/ns/shop/sa/web"),
+    ):
+        shown = underpass("--node", node, view)
+        assert shown.returncode == 0, shown.stderr
+        assert needle in shown.stdout
+    # The commands that it prints work as they stand.
+    curl = next(line for line in done.stdout.splitlines() if "curl" in line)
+    answer = subprocess.run(curl.split(), capture_output=True, text=True, check=True).stdout
+    assert answer.count("api sees") == 2
+    down = underpass("demo", "down")
+    assert down.returncode == 0, down.stderr
+    assert traces() == []
+
+
+def test_killed_demo_is_taken_down_without_a_trace() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent.cli.main", "demo", "--keep", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["chapter"] == 3:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert traces() != []
+    assert underpass("demo", "down").returncode == 0
+    assert traces() == []
