@@ -1,12 +1,12 @@
 //! A small agent: asks over the socket and signs certificates.
 
-use std::collections::HashSet;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use pb::event::Event;
 use pb::hello::Role;
 use pb::reply::Body;
 use pb::request::Body as Ask;
@@ -21,8 +21,8 @@ use super::netns::Netns;
 pub struct Client {
     stream: UnixStream,
     next: u64,
-    wanted: Vec<String>,
-    pub drained: HashSet<String>,
+    /// Not yet waited for.
+    pub events: Vec<Event>,
     pub hello: pb::HelloReply,
 }
 
@@ -46,8 +46,7 @@ impl Client {
         let mut it = Self {
             stream,
             next: 1,
-            wanted: Vec::new(),
-            drained: HashSet::new(),
+            events: Vec::new(),
             hello: pb::HelloReply::default(),
         };
         let hello = pb::Hello {
@@ -118,9 +117,7 @@ impl Client {
 
     /// Waits until this identity is wanted, and installs a certificate for it.
     pub fn certify(&mut self, ca: &Ca, identity: &str) {
-        while !self.wanted.iter().any(|wanted| wanted == identity) {
-            self.receive();
-        }
+        self.event(|event| matches!(event, Event::CertificateWanted(w) if w.identity == identity));
         let csr = pb::NewCsr {
             identity: identity.into(),
         };
@@ -136,6 +133,16 @@ impl Client {
         match self.ask(Ask::InstallCertificate(install)) {
             Body::Certificate(_) => {}
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for such an event, and takes it.
+    pub fn event(&mut self, is: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            if let Some(at) = self.events.iter().position(&is) {
+                return self.events.remove(at);
+            }
+            self.receive();
         }
     }
 
@@ -159,7 +166,7 @@ impl Client {
         String::from_utf8(text).expect("text")
     }
 
-    fn send(&mut self, ask: Ask, fds: &[BorrowedFd<'_>]) -> u64 {
+    pub fn send(&mut self, ask: Ask, fds: &[BorrowedFd<'_>]) -> u64 {
         let id = self.next;
         self.next += 1;
         let request = pb::Request {
@@ -182,18 +189,14 @@ impl Client {
         id
     }
 
-    fn receive(&mut self) -> pb::Reply {
+    pub fn receive(&mut self) -> pb::Reply {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).expect("an answer");
         let mut body = vec![0; u32::from_be_bytes(length) as usize];
         self.stream.read_exact(&mut body).expect("an answer");
         let reply = pb::Reply::decode(&body[..]).expect("a Reply");
         if let Some(Body::Event(event)) = &reply.body {
-            match event.event.clone() {
-                Some(pb::event::Event::CertificateWanted(w)) => self.wanted.push(w.identity),
-                Some(pb::event::Event::PodDrained(d)) => drop(self.drained.insert(d.uid)),
-                _ => {}
-            }
+            self.events.extend(event.event.clone());
         }
         reply
     }

@@ -11,10 +11,11 @@ use prost::Message;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::answer::Answer;
 use super::failure::{Code, Failure};
 use super::frame;
 use super::instance::Instance;
-use super::session::{Answer, Session};
+use super::session::Session;
 use crate::wire::control as pb;
 
 /// A healthy predecessor answers in milliseconds; one that hangs must not hang its successor.

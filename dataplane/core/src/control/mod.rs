@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 mod agent;
+mod answer;
 mod cgroup;
 mod failure;
 mod frame;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use pb::reply::Body;
 use pb::request::Body as Ask;
 
+use super::answer::Answer;
 use super::failure::Failure;
 use super::instance::Instance;
-use super::session::{Answer, Job, Session};
+use super::session::{Job, Session};
 use super::{handover, status, streams};
 use crate::config::Limits;
 use crate::identity::Identity;

@@ -1,6 +1,7 @@
 //! One connection of the control socket: reads requests, answers them in any order, Apply and
 //! changes of pods in the order they came.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,16 +11,16 @@ use pb::reply::Body;
 use pb::request::Body as Ask;
 use prost::Message;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::answer::{Answer, EVENTS, REPLIES, write_all};
 use super::failure::{Code, Failure};
 use super::frame::{self, Frame, FrameError};
 use super::instance::Instance;
 use super::requests;
 use crate::wire::control as pb;
-use std::os::fd::OwnedFd;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
@@ -37,20 +38,6 @@ pub(super) struct Session {
     over: AtomicBool,
 }
 
-/// Where the answer of one request goes.
-#[derive(Clone)]
-pub(super) struct Answer {
-    id: u64,
-    replies: mpsc::Sender<Outgoing>,
-}
-
-struct Outgoing {
-    reply: pb::Reply,
-    fds: Vec<OwnedFd>,
-    /// Told when the last byte was handed to the kernel.
-    written: Option<oneshot::Sender<()>>,
-}
-
 pub(super) struct Job {
     pub ask: Ask,
     pub fds: Vec<OwnedFd>,
@@ -58,11 +45,6 @@ pub(super) struct Job {
 }
 
 const HELLO_WAIT: Duration = Duration::from_secs(10);
-/// A peer that takes no byte for so long is given up.
-const WRITE_WAIT: Duration = Duration::from_secs(30);
-/// Frames of at most about 64 kB wait for a slow reader.
-const REPLIES: usize = 16;
-const EVENTS: usize = 4096;
 /// Requests of one connection in work at the same time.
 const CONCURRENT: u32 = 64;
 const LANE: usize = 64;
@@ -86,7 +68,7 @@ pub(super) async fn serve(instance: Arc<Instance>, stream: UnixStream, peer: Pee
         let role = match admit(&instance, number, peer, hello, events, cut_off.clone()).await {
             Ok(role) => role,
             Err(failure) => {
-                answer(id).fail_and_flush(failure).await;
+                answer(id).last_and_flush(Err(failure)).await;
                 return Ok(());
             }
         };
@@ -139,7 +121,7 @@ async fn first_frame(
         Some(Ask::Hello(hello)) => Ok(Some((request.id, hello))),
         _ => {
             let failure = Failure::invalid("", "the first request must be Hello");
-            answer(request.id).fail_and_flush(failure).await;
+            answer(request.id).last_and_flush(Err(failure)).await;
             Ok(None)
         }
     }
@@ -319,108 +301,6 @@ impl Lanes {
         self.changes = None;
         for task in &mut self.tasks {
             let _ = task.await;
-        }
-    }
-}
-
-impl Answer {
-    /// One chunk before the last. False when nobody reads any more.
-    pub async fn more(&self, body: Body) -> bool {
-        self.more_with(body, Vec::new()).await
-    }
-
-    pub async fn more_with(&self, body: Body, fds: Vec<OwnedFd>) -> bool {
-        self.put(body, fds, true, None).await
-    }
-
-    pub async fn last(&self, result: Result<Body, Failure>) {
-        let body = result.unwrap_or_else(Failure::into_body);
-        self.put(body, Vec::new(), false, None).await;
-    }
-
-    /// Returns when the kernel has all of it, or the reader is gone or slow.
-    pub async fn last_and_flush(&self, result: Result<Body, Failure>) {
-        let (written, done) = oneshot::channel();
-        let body = result.unwrap_or_else(Failure::into_body);
-        self.put(body, Vec::new(), false, Some(written)).await;
-        let _ = timeout(Duration::from_secs(1), done).await;
-    }
-
-    async fn fail_and_flush(&self, failure: Failure) {
-        self.last_and_flush(Err(failure)).await;
-    }
-
-    async fn put(
-        &self,
-        body: Body,
-        fds: Vec<OwnedFd>,
-        more: bool,
-        written: Option<oneshot::Sender<()>>,
-    ) -> bool {
-        let reply = pb::Reply {
-            id: self.id,
-            // At most three listeners a frame.
-            fds: fds.len() as u32,
-            more,
-            body: Some(body),
-        };
-        let outgoing = Outgoing {
-            reply,
-            fds,
-            written,
-        };
-        self.replies.send(outgoing).await.is_ok()
-    }
-}
-
-/// Ends when the peer is gone or takes nothing.
-async fn write_all(
-    stream: Arc<UnixStream>,
-    mut replies: mpsc::Receiver<Outgoing>,
-    mut events: mpsc::Receiver<pb::Event>,
-) {
-    // The answer to Hello comes before any event.
-    let mut next = replies.recv().await;
-    let mut eventful = true;
-    while let Some(outgoing) = next {
-        let write = frame::write(&stream, &outgoing.reply, &outgoing.fds);
-        match timeout(WRITE_WAIT, write).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "control connection: can't write");
-                return;
-            }
-            Err(_) => {
-                tracing::warn!("control connection closed: the peer doesn't read");
-                return;
-            }
-        }
-        if let Some(written) = outgoing.written {
-            let _ = written.send(());
-        }
-        next = loop {
-            tokio::select! {
-                reply = replies.recv() => break reply,
-                event = events.recv(), if eventful => match event {
-                    Some(event) => break Some(event.into()),
-                    // Not an agent.
-                    None => eventful = false,
-                },
-            }
-        };
-    }
-}
-
-impl From<pb::Event> for Outgoing {
-    fn from(event: pb::Event) -> Self {
-        let body = Some(Body::Event(event));
-        Self {
-            reply: pb::Reply {
-                body,
-                ..Default::default()
-            },
-            fds: Vec::new(),
-            written: None,
         }
     }
 }

@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use pb::reply::Body;
 
+use super::answer::Answer;
 use super::failure::{Code, Failure};
 use super::instance::Instance;
-use super::session::Answer;
 use crate::wire::control as pb;
 
 const CHUNK: usize = 64 << 10;

@@ -72,19 +72,20 @@ impl Entry {
         self.live.lock().settings = settings;
     }
 
-    pub fn serve(&self, listeners: Listeners) -> Result<(), Failure> {
-        let duplicates = listeners.duplicate().map_err(|error| self.io(&error))?;
+    /// `duplicates` are kept for a successor.
+    pub fn serve(&self, listeners: Listeners, duplicates: ListeningFds) {
         let mut live = self.live.lock();
         live.listeners = Some(duplicates);
         live.state = State::Up;
         self.proxy.serve(listeners);
-        Ok(())
     }
 
     pub fn duplicate_listeners(&self) -> Result<Option<ListeningFds>, Failure> {
         let live = self.live.lock();
         let duplicates = live.listeners.as_ref().map(ListeningFds::try_clone);
-        duplicates.transpose().map_err(|error| self.io(&error))
+        duplicates
+            .transpose()
+            .map_err(|error| duplicating(&self.info, &error))
     }
 
     /// Closes all our descriptors of the listeners; connections stay.
@@ -183,9 +184,9 @@ impl Entry {
             },
         })
     }
+}
 
-    fn io(&self, error: &std::io::Error) -> Failure {
-        let text = format!("{}: listeners: {error}", self.info);
-        Failure::new(Code::Internal, self.info.uid.clone(), text)
-    }
+pub(super) fn duplicating(info: &PodInfo, error: &std::io::Error) -> Failure {
+    let text = format!("{info}: second descriptors of the listeners: {error}");
+    Failure::new(Code::Internal, info.uid.clone(), text)
 }

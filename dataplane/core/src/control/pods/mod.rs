@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::agent::AgentSlot;
 use super::failure::{Code, Failure};
-use crate::inpod::{Listeners, ListeningFds, Netns, PodInfo};
+use crate::inpod::{ListenError, Listeners, ListeningFds, Netns, PodInfo};
 use crate::proxy::Shared;
 use crate::wire::control as pb;
 
@@ -78,8 +78,8 @@ impl Pods {
             if held.is(&info, &netns) && !held.handed_over() {
                 held.update(settings);
                 if !prepare_only && !held.listening() {
-                    let listeners = self.bind(&held.info, &held.netns)?;
-                    held.serve(listeners)?;
+                    let (listeners, duplicates) = self.bind(&held.info, &held.netns)?;
+                    held.serve(listeners, duplicates);
                 }
                 return Ok(());
             }
@@ -102,8 +102,8 @@ impl Pods {
             "pod added"
         );
         let entry = Arc::new(Entry::new(self.shared.clone(), info, netns, settings));
-        if let Some(listeners) = listeners {
-            entry.serve(listeners)?;
+        if let Some((listeners, duplicates)) = listeners {
+            entry.serve(listeners, duplicates);
         }
         let uid = entry.info.uid.clone();
         self.known.lock().active.insert(uid, entry.clone());
@@ -211,14 +211,16 @@ impl Pods {
         let mut ready = Vec::new();
         for entry in active.iter().filter(|entry| !entry.listening()) {
             let listeners = match adopted.remove(&entry.info.uid) {
-                Some(fds) => Listeners::adopt(fds, &self.shared.config.ports)
-                    .map_err(|error| Failure::listen(&entry.info, &error))?,
+                Some(fds) => {
+                    let adopted = Listeners::adopt(fds, &self.shared.config.ports);
+                    with_duplicates(&entry.info, adopted)?
+                }
                 None => self.bind(&entry.info, &entry.netns)?,
             };
             ready.push((entry, listeners));
         }
-        for (entry, listeners) in ready {
-            entry.serve(listeners)?;
+        for (entry, (listeners, duplicates)) in ready {
+            entry.serve(listeners, duplicates);
         }
         for uid in adopted.keys() {
             tracing::warn!(uid, "the predecessor serves a pod that nobody told us of");
@@ -267,7 +269,7 @@ impl Pods {
         }
     }
 
-    fn bind(&self, info: &PodInfo, netns: &Netns) -> Result<Listeners, Failure> {
+    fn bind(&self, info: &PodInfo, netns: &Netns) -> Result<Bound, Failure> {
         let twin = {
             let known = self.known.lock();
             let mut active = known.active.values();
@@ -279,7 +281,7 @@ impl Pods {
             let text = format!("{info}: {twin} has the same network namespace");
             return Err(Failure::new(Code::InUse, info.uid.clone(), text));
         }
-        Listeners::bind(netns, &self.shared.config).map_err(|error| Failure::listen(info, &error))
+        with_duplicates(info, Listeners::bind(netns, &self.shared.config))
     }
 
     /// The entry is unknown and without connections or tasks afterwards.
@@ -325,6 +327,19 @@ impl Pods {
         let of = known.leaving.iter().filter(|entry| entry.info.uid == uid);
         of.cloned().collect()
     }
+}
+
+/// Both or neither, so that a pod that accepts can also be handed over.
+type Bound = (Listeners, ListeningFds);
+
+fn with_duplicates(
+    info: &PodInfo,
+    listeners: Result<Listeners, ListenError>,
+) -> Result<Bound, Failure> {
+    let listeners = listeners.map_err(|error| Failure::listen(info, &error))?;
+    let duplicates = listeners.duplicate();
+    let duplicates = duplicates.map_err(|error| entry::duplicating(info, &error))?;
+    Ok((listeners, duplicates))
 }
 
 fn parse(pod: pb::Pod) -> Result<PodInfo, Failure> {
