@@ -34,7 +34,25 @@ impl Netns {
             netns.ip(&format!("addr add fd98::{last}/64 dev eth0 nodad"));
             netns.ip("link set eth0 up");
         }
+        // The kernel makes routes, and sees the other end, a moment after it has answered.
+        a.await_reachable("[fd98::2]:9");
+        b.await_reachable("[fd98::1]:9");
         (a, b)
+    }
+
+    fn await_reachable(&self, addr: &'static str) {
+        let refused = move || {
+            let socket = std::net::UdpSocket::bind("[::]:0")?;
+            socket.connect(addr)?;
+            socket.send(b"anybody?")?;
+            socket.set_read_timeout(Some(std::time::Duration::from_millis(100)))?;
+            socket.recv(&mut [0])
+        };
+        // Nobody listens: the far end's refusal is the proof.
+        super::eventually("the other end is reachable", || {
+            let answer = self.run(refused);
+            answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+        });
     }
 
     pub fn ip(&self, args: &str) {

@@ -104,6 +104,8 @@ pub(super) async fn write_all(
         if let Some(written) = outgoing.written {
             let _ = written.send(());
         }
+        // Not a moment longer: a descriptor that waits for the next answer keeps its port.
+        drop(outgoing.fds);
         next = loop {
             tokio::select! {
                 reply = replies.recv() => break reply,

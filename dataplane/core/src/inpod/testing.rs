@@ -1,8 +1,11 @@
 //! Real network namespaces for tests. Each test owns its names; a namespace goes with its value.
 
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::inpod::Netns;
@@ -53,6 +56,22 @@ impl Drop for TestNetns {
         let _ = Command::new("ip")
             .args(["netns", "del", &self.name])
             .status();
+    }
+}
+
+/// Connects from inside. For a moment after an IPv6 address was added, its route comes and goes.
+pub(crate) fn dial(ns: &Netns, addr: &str) -> io::Result<TcpStream> {
+    let addr: SocketAddr = addr.parse().expect("an address");
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let connected = ns.enter(|| TcpStream::connect(addr))?;
+        match connected {
+            Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => {
+                assert!(Instant::now() < end, "{addr}: {error}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::failure::Code;
 use super::frame;
 use super::instance::Instance;
 use super::socket::ControlSocket;
-use crate::inpod::testing::TestNetns;
+use crate::inpod::testing::{TestNetns, dial};
 use crate::wire::control as pb;
 
 mod framing;
@@ -202,9 +202,24 @@ fn error(body: Body) -> (Code, String) {
     }
 }
 
-/// True if something accepts there.
+/// True if something accepts there. A reset is an answer, too: the proxy refuses connections that
+/// nothing redirected, sometimes before `connect` returns.
 fn listens(netns: &TestNetns, addr: &str) -> bool {
-    let addr: std::net::SocketAddr = addr.parse().expect("an address");
-    let connect = || std::net::TcpStream::connect(addr);
-    netns.open().enter(connect).expect("may enter").is_ok()
+    match dial(&netns.open(), addr).map_err(|error| error.kind()) {
+        Ok(_) | Err(std::io::ErrorKind::ConnectionReset) => true,
+        Err(std::io::ErrorKind::ConnectionRefused) => false,
+        Err(other) => panic!("{addr}: {other}"),
+    }
+}
+
+/// Waits, because a program that another test starts holds copies of our descriptors between its
+/// fork and its exec.
+async fn freed(netns: &TestNetns, addr: &str) {
+    let wait = async {
+        while listens(netns, addr) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let freed = timeout(Duration::from_secs(10), wait).await;
+    assert!(freed.is_ok(), "somebody still listens at {addr}");
 }

@@ -30,7 +30,7 @@ async fn a_removed_pod_frees_its_ports() {
         done(agent.add("a", &netns).await);
         done(agent.ask(remove_pod("a", drain), vec![]).await);
         for port in PORTS {
-            assert!(!listens(&netns, &format!("10.99.0.1:{port}")), "{drain}");
+            freed(&netns, &format!("10.99.0.1:{port}")).await;
         }
         if drain {
             let drained = pb::event::Event::PodDrained(pb::PodDrained { uid: "a".into() });
@@ -84,6 +84,7 @@ async fn a_taken_port_is_in_use_until_it_is_free() {
     );
     assert!(agent.pods().await.is_empty());
     drop(other);
+    freed(&netns, "10.99.0.1:15008").await;
     done(agent.add("a", &netns).await);
 }
 
@@ -105,7 +106,7 @@ async fn the_same_uid_in_another_namespace_replaces_the_pod() {
     let mut agent = plane.agent().await;
     done(agent.add("a", &old).await);
     done(agent.add("a", &new).await);
-    assert!(!listens(&old, "10.99.0.1:15001"));
+    freed(&old, "10.99.0.1:15001").await;
     assert!(listens(&new, "10.99.0.1:15001"));
     assert_eq!(agent.pods().await.len(), 1);
 }
@@ -121,7 +122,7 @@ async fn keep_pods_removes_the_others() {
         uids: vec!["b".into(), "unknown".into()],
     });
     done(agent.ask(keep, vec![]).await);
-    assert!(!listens(&a, "10.99.0.1:15001"));
+    freed(&a, "10.99.0.1:15001").await;
     assert!(listens(&b, "10.99.0.1:15001"));
     done(agent.ask(Ask::PodsSynced(pb::PodsSynced {}), vec![]).await);
 }
@@ -179,7 +180,7 @@ async fn a_drained_data_plane_takes_no_pods() {
         exit: false,
     });
     done(agent.ask(drain, vec![]).await);
-    assert!(!listens(&netns, "10.99.0.1:15001"));
+    freed(&netns, "10.99.0.1:15001").await;
     assert!(agent.pods().await.is_empty());
     assert_eq!(error(agent.add("a", &netns).await).0, Code::Draining);
     let mut observer = Client::connect(&plane).await;
