@@ -132,7 +132,9 @@ class App:
         self._stop.set()
 
     def _replace(self) -> None:
-        if self._replacing is None or self._replacing.done():
+        if self._stop.is_set():
+            log.warning("data plane not replaced: the agent is ending")
+        elif self._replacing is None or self._replacing.done():
             self._replacing = asyncio.create_task(self._replace_logged(), name="replace")
 
     async def _replace_logged(self) -> None:

@@ -64,7 +64,9 @@ class Channel:
             return None
         (length,) = _HEADER.unpack(header)
         if length > MAX_FRAME:
-            raise FrameTooLarge(f"a frame of {length} bytes was announced")
+            raise FrameTooLarge(
+                f"{length} bytes were announced as one frame: no data plane listens there"
+            )
         payload = await self._exactly(length, may_end=False)
         assert payload is not None  # may_end=False raises instead
         return bytes(payload)

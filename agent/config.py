@@ -115,15 +115,18 @@ class _Reader:
     def _read_file(self, file: Path | None) -> dict[str, object]:
         if file is None:
             return {}
-        import yaml
+        from agent import yaml_text
 
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = yaml_text.load(file.read_text(encoding="utf-8"))
         except OSError as exc:
             self.mistakes.append(f"{file}: can't be read: {exc.strerror}")
             return {}
-        except (yaml.YAMLError, UnicodeDecodeError) as exc:
-            self.mistakes.append(f"{file}: not YAML: {' '.join(str(exc).split())}")
+        except UnicodeDecodeError as exc:
+            self.mistakes.append(f"{file}: not text: {exc}")
+            return {}
+        except yaml_text.NotYaml as exc:
+            self.mistakes.append(f"{file}: {exc}")
             return {}
         if content is None:
             return {}

@@ -69,12 +69,16 @@ class DataplaneLost(DataplaneError):
     remedy = "the agent connects again by itself; see the data plane's log if it doesn't come back"
 
 
+class NobodyListens(DataplaneLost):
+    """The socket isn't there, or its process is gone."""
+
+
 class DataplaneSilent(DataplaneError):
     """A request wasn't answered in time though the connection stands."""
 
     code = "TIMEOUT"
     retryable = True
-    remedy = "look at the data plane's log and CPU; restart it if it hangs"
+    remedy = "look at the data plane's log and CPU; end it if it hangs, it is started again"
 
 
 class InvalidRequest(DataplaneError):
@@ -85,8 +89,16 @@ class NotFound(DataplaneError):
     code = "NOT_FOUND"
 
 
+class AgentRoleTaken(DataplaneError):
+    """Another agent is connected to this data plane."""
+
+    code = "IN_USE"
+    retryable = True
+    remedy = "stop the other agent, or give this one a data plane of its own"
+
+
 class InUse(DataplaneError):
-    """A port in the pod, or the role of the one agent, is held by somebody else."""
+    """A port in the pod is held by somebody else."""
 
     code = "IN_USE"
     retryable = True
@@ -183,13 +195,18 @@ class Dataplane:
             raise PermissionMissing(
                 f"{path}: {exc.strerror}; only its owner may connect", subject=str(path)
             ) from exc
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            raise NobodyListens(f"nobody answers on {path}: {exc.strerror}") from exc
         except OSError as exc:
-            raise DataplaneLost(f"nobody answers on {path}: {exc.strerror or exc}") from exc
+            raise DataplaneLost(f"{path} can't be used: {exc.strerror or exc}") from exc
         dataplane = cls(channel, path)
         try:
             hello = control_pb2.Hello(role=_ROLES[role], version=PROTOCOL_VERSION, config=config)
             reply = await dataplane._ask("hello", hello)
             dataplane.hello = reply.hello
+        except InUse as exc:
+            await dataplane.close()
+            raise AgentRoleTaken(str(exc)) from exc
         except BaseException:
             await dataplane.close()
             raise

@@ -33,6 +33,13 @@ class NetnsRefused(PodError):
     remedy = "name the pod's own network namespace, for example /run/netns/NAME"
 
 
+class NetnsTaken(PodError):
+    """Two pods of the list have one network namespace; the former may be about to leave it."""
+
+    retryable = True
+    remedy = "take one of the two out of the pod list; a pod that leaves makes room by itself"
+
+
 class NodeClaimed(AgentError):
     """Another living agent works for this node."""
 

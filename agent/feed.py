@@ -123,8 +123,8 @@ class Feed:
                 self._identities.attach(new, [])
             try:
                 await self._reconciler.prepare(new)
-                await self._until(lambda: self._knows_mesh(new), "configuration")
-                await self._until(lambda: self._serves(held), "certificates")
+                await self._until(new, lambda: self._knows_mesh(new), "configuration")
+                await self._until(new, lambda: self._serves(held), "certificates")
                 await new.take_listeners(old_socket)
             except (DataplaneError, ReplaceRefused) as exc:
                 self._forget(new)
@@ -163,6 +163,9 @@ class Feed:
                 await self._take(dataplane, event)
             except DataplaneError as exc:
                 log.warning("event not handled", extra={"error": exc})
+            except Exception:
+                # A defect costs this event; without the task every later one would be lost.
+                log.exception("event not handled")
 
     async def _take(self, dataplane: Dataplane, event: control_pb2.Event) -> None:
         match event.WhichOneof("event"):
@@ -208,10 +211,12 @@ class Feed:
         }
         return all(entry.identity in available for entry in held if entry.not_after)
 
-    async def _until(self, done: Callable[[], bool], what: str) -> None:
+    async def _until(self, new: Dataplane, done: Callable[[], bool], what: str) -> None:
         try:
             async with asyncio.timeout(HAND_OVER_PATIENCE.total_seconds()):
                 while not done():
+                    if not new.connected:
+                        raise ReplaceRefused(f"the successor ended: {await new.wait_lost()}")
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise ReplaceRefused(
@@ -225,7 +230,8 @@ class Feed:
         try:
             hello = await old.look()
         except DataplaneError as exc:
-            log.warning("data plane not supplied", extra={"error": exc})
+            log.warning("data plane not supplied, met anew", extra={"error": exc})
+            await old.close()
             return
         self._source.attach(old, list(hello.types))
         if self._identities is not None:

@@ -11,9 +11,6 @@ from agent.status import (
     Problem,
 )
 
-# A certificate that should have been renewed at half life and has this little left.
-EXPIRES_SOON = timedelta(hours=1)
-
 
 def dataplane_problems(view: DataplaneView) -> list[Problem]:
     if view.instance_id and not view.cgroup:
@@ -28,7 +25,7 @@ def dataplane_problems(view: DataplaneView) -> list[Problem]:
         return []
     if not view.error:
         return [Problem("data plane", "it is being started", "")]
-    remedy = (
+    remedy = view.remedy or (
         "look at its log above; the agent starts it again by itself"
         if view.owned
         else "start it; the agent connects again by itself"
@@ -95,14 +92,14 @@ def certificate_problems(certificates: list[CertificateView], now: datetime) -> 
                     "check the certificate authority, its token, and what it may ask for",
                 )
             )
-        elif (
-            entry.not_after is not None
-            and entry.not_after - now < EXPIRES_SOON
-            and entry.last_error
-        ):
+        elif entry.not_after is not None and entry.last_error:
+            # It serves on, but at half its life: whoever looks now has the other half for repair.
+            left = entry.not_after - now
+            form = "%H:%M" if left < timedelta(hours=12) else "%Y-%m-%d %H:%M"
             problems.append(
                 Problem(
-                    f"the certificate of {entry.identity} expires at {entry.not_after:%H:%M} UTC",
+                    f"the certificate of {entry.identity} isn't renewed, "
+                    f"it serves until {entry.not_after:{form}} UTC",
                     entry.last_error,
                     "check the certificate authority; the agent goes on trying",
                 )

@@ -69,6 +69,8 @@ class DataplaneView:
     # Former ones that still let connections end.
     draining: tuple[int, ...] = ()
     error: str = ""
+    # Beyond what holds for every absence.
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 from datetime import timedelta
 from pathlib import Path
 
-from agent.dataplane import DataplaneError, DataplaneLost
+from agent.dataplane import DataplaneError, DataplaneLost, NobodyListens
 from agent.errors import AgentError, ReplaceRefused
 from agent.feed import Feed
 from agent.instance import Instance, remove_leaf
@@ -51,6 +51,9 @@ class Supervisor:
         self._incoming: Instance | None = None
         self._current: Instance | None = None
         self._retiring: dict[Instance, asyncio.Task[None]] = {}
+        self._replacement: asyncio.Task[None] | None = None
+        # Nothing is started any more.
+        self._ending = False
         self._state = "starting"
         self._error: AgentError | None = None
         self._restarts = 0
@@ -99,8 +102,15 @@ class Supervisor:
                 f"the data plane on {self._process.socket} was started by somebody else; "
                 "restart it there"
             )
+        if self._ending:
+            raise ReplaceRefused("the agent is ending")
         if self._changing.locked():
             raise ReplaceRefused("the data plane is being started or replaced already")
+        # A task of its own: whoever asked may go away, and the end of the agent must find it.
+        self._replacement = asyncio.create_task(self._replace(), name="replace data plane")
+        await asyncio.shield(self._replacement)
+
+    async def _replace(self) -> None:
         async with self._changing:
             old = self._current
             if old is None or not old.alive:
@@ -113,20 +123,18 @@ class Supervisor:
 
     async def terminate(self, again: asyncio.Event) -> None:
         """Drains and ends all data planes of ours; `again` cuts. Only after `run` was cancelled."""
-        instances = [*self._retiring, *([self._current] if self._current else [])]
-        for task in self._retiring.values():
-            task.cancel()
+        await self._stand_still()
+        instances = [*self._living(), *await self._strays()]
         for instance in instances:
             instance.send(signal.SIGTERM)
         patience = self._process.drain_deadline + EXIT_PATIENCE
         await asyncio.gather(*(self._end(instance, again, patience) for instance in instances))
 
     async def close(self) -> None:
-        """Lets go of the data planes; they go on."""
-        for task in self._retiring.values():
-            task.cancel()
-        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
-        for instance in [*self._retiring, *([self._current] if self._current else [])]:
+        """Lets go of the data planes; they go on. Of two the next agent keeps the one that has
+        the listeners."""
+        await self._stand_still()
+        for instance in self._living():
             await instance.close()
 
     def view(self) -> DataplaneView:
@@ -139,6 +147,7 @@ class Supervisor:
                 seconds_without_service=self._away,
                 draining=tuple(instance.pid for instance in self._retiring),
                 error=str(self._error or ""),
+                remedy="" if isinstance(self._error, DataplaneLost) else self._remedy(),
             )
         return DataplaneView(
             state=self._state,
@@ -187,11 +196,10 @@ class Supervisor:
                 continue
             try:
                 found.append(await Instance.found(socket, self._config, number=number, owned=True))
-            except DataplaneLost:
-                # Nobody listens: its process is gone.
-                socket.unlink(missing_ok=True)
-                if self._process.cgroup_parent is not None:
-                    await remove_leaf(self._process.cgroup_parent / f"dataplane-{number}")
+            except NobodyListens:
+                # Its process is gone. A living one that fails to answer keeps its socket: without
+                # it nobody could ever reach it again, and it holds the pods' ports.
+                await self._bury(number, socket)
             except BaseException:
                 for instance in found:
                     await instance.close()
@@ -202,20 +210,32 @@ class Supervisor:
         for instance in found:
             if instance is not chosen:
                 self._retire(instance)
-        hello = chosen.dataplane.hello
-        if hello.config.log != self._config.log or hello.config.limits != self._config.limits:
-            await chosen.dataplane.configure(log=self._config.log, limits=self._config.limits)
+        self._incoming = chosen
         return chosen
 
     async def _serve(self, instance: Instance) -> None:
-        # Before it opens a socket in any pod.
-        with contextlib.suppress(CaptureError):
-            # The pods concerned are repaired before they are added, and shown meanwhile.
-            await self._exempt(instance)
-        self._point_link(instance.socket)
+        self._incoming = instance
+        try:
+            await self._configure(instance)
+            # Before it opens a socket in any pod.
+            with contextlib.suppress(CaptureError):
+                # The pods concerned are repaired before they are added, and shown meanwhile.
+                await self._exempt(instance)
+            self._point_link(instance.socket)
+        except Exception:
+            # Or our own connection would keep the next attempt out.
+            self._incoming = None
+            await instance.close()
+            raise
         self._current, self._error, self._state = instance, None, "serving"
         self._incoming = None
         await self._feed.attach(instance.dataplane)
+
+    async def _configure(self, instance: Instance) -> None:
+        """One that an earlier agent configured keeps what can't change, and is told the rest."""
+        held, wanted = instance.dataplane.hello.config, self._config
+        if held.log != wanted.log or held.limits != wanted.limits:
+            await instance.dataplane.configure(log=wanted.log, limits=wanted.limits)
 
     async def _count_absence(self, since: float) -> None:
         """The first start is no absence, so its `since` is now."""
@@ -253,12 +273,13 @@ class Supervisor:
             new = await self._start()
         except AgentError as exc:
             raise ReplaceRefused(f"no successor: {exc}") from exc
+        self._incoming = new
         try:
             await self._exempt(new)
             await self._feed.hand_over(old.dataplane, old.socket, new.dataplane)
         except AgentError as exc:
-            self._incoming = None
             await self._discard(new)
+            self._incoming = None
             with contextlib.suppress(CaptureError):
                 await self._exempt()
             raise exc if isinstance(exc, ReplaceRefused) else ReplaceRefused(str(exc)) from exc
@@ -300,6 +321,40 @@ class Supervisor:
         await old.clean()
         log.info("old data plane ended", extra={"pid": old.pid})
 
+    def _living(self) -> list[Instance]:
+        known = [*self._retiring, self._current, self._incoming]
+        return list(dict.fromkeys(one for one in known if one is not None))
+
+    async def _strays(self) -> list[Instance]:
+        """Ours that this agent didn't come to meet, because it ends so early."""
+        known = {instance.socket for instance in self._living()}
+        found = []
+        for number, socket in self._sockets():
+            if socket in known:
+                continue
+            try:
+                found.append(await Instance.found(socket, self._config, number=number, owned=True))
+            except NobodyListens:
+                await self._bury(number, socket)
+            except DataplaneError as exc:
+                fields = {"socket": socket, "error": exc}
+                log.warning("data plane can't be asked to end", extra=fields)
+        return found
+
+    async def _bury(self, number: int, socket: Path) -> None:
+        """What a data plane leaves that ended while no agent looked."""
+        socket.unlink(missing_ok=True)
+        if self._process.cgroup_parent is not None:
+            await remove_leaf(self._process.cgroup_parent / f"dataplane-{number}")
+
+    async def _stand_still(self) -> None:
+        """Ends what this supervisor does by itself."""
+        self._ending = True
+        tasks = [*self._retiring.values(), *([self._replacement] if self._replacement else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _end(self, instance: Instance, again: asyncio.Event, patience: timedelta) -> None:
         waits = {
             asyncio.ensure_future(instance.exited(patience)),
@@ -319,6 +374,9 @@ class Supervisor:
         self._paths.dataplane_link.unlink(missing_ok=True)
 
     # ---- helpers
+
+    def _remedy(self) -> str:
+        return self._error.remedy if self._error is not None else ""
 
     def _failed(self, error: AgentError) -> None:
         if str(error) != str(self._error):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import yaml
-
+from agent import yaml_text
 from agent.pods.netns import NetnsPath
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
 
@@ -27,7 +26,6 @@ _FIELDS = ("name", "namespace", "serviceAccount", "uid", "netns", "pid")
 # Parts of a SPIFFE id and of Kubernetes names alike.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,252}")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class FileUnusable(Exception):
@@ -111,9 +109,9 @@ class FileSource:
 def parse(path: Path, text: str) -> PodList:
     """Entries that can be used, and what is wrong with the others. Raises FileUnusable."""
     try:
-        content = yaml.load(text, Loader=_LOADER)
-    except (yaml.YAMLError, ValueError) as exc:
-        raise FileUnusable(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+        content = yaml_text.load(text)
+    except yaml_text.NotYaml as exc:
+        raise FileUnusable(f"{path}: {exc}") from exc
     if content is None:
         # Likelier a writer that was interrupted than a node that lost all pods.
         raise FileUnusable(f"{path}: empty; write [] for no pods")

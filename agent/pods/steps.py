@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from agent.errors import NetnsMissing, NetnsRefused, PodError
+from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.pods.enrolment import Enrolment
 from agent.pods.netns import netns_id
 from agent.pods.source import Pod
 from proto.gen import control_pb2
-from redirect.base import CaptureConfig, Redirect, RedirectError, Target
+from redirect.base import CaptureConfig, NetnsGone, Redirect, Target
 
 log = logging.getLogger("underpass.pods")
 
@@ -49,6 +49,8 @@ class CaptureError(PodError):
 
     def __init__(self, text: str, *, retryable: bool = True) -> None:
         self.retryable = retryable
+        if not retryable:
+            self.remedy = "repair it, then start the agent anew (SIGUSR2 ends it alone)"
         super().__init__(text)
 
 
@@ -84,7 +86,7 @@ class Steps:
         for other in others:
             if other is not enrolment and other.netns == found:
                 os.close(fd)
-                raise NetnsRefused(f"{pod.netns}: already the network namespace of {other.pod.key}")
+                raise NetnsTaken(f"{pod.netns}: already the network namespace of {other.pod.key}")
         enrolment.netns_fd, enrolment.netns = fd, found
 
     async def add(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
@@ -154,10 +156,9 @@ class Steps:
     async def uncapture(self, enrolment: Enrolment) -> None:
         try:
             await self._present().remove(_target(enrolment))
-        except RedirectError as exc:
-            # A namespace that can't be entered any more holds no rules that matter.
-            if exc.retryable:
-                raise
+        except NetnsGone as exc:
+            # A namespace that can't be entered any more holds no rules that matter. Any other
+            # failure leaves them there, and the pod without a proxy: it stays, with its error.
             log.info("pod's rules went with it", extra=_fields(enrolment) | {"why": exc})
         enrolment.captured = False
         enrolment.verified = None

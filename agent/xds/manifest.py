@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, TypeVar
 
-import yaml
 from google.protobuf.message import Message
 
+from agent import yaml_text
 from agent.xds import fields
 from agent.xds.fields import Fields, LocalFileError
 from agent.xds.policy_manifest import policy
@@ -72,9 +72,9 @@ Resources = Mapping[str, Mapping[str, LocalResource]]
 def parse(text: str, where: str) -> Resources:
     """Resources by type URL and name. Raises LocalFileError naming `where` and the field."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LocalFileError(f"{where}: {' '.join(str(error).split())}") from error
+        document = yaml_text.load(text)
+    except yaml_text.NotYaml as error:
+        raise LocalFileError(f"{where}: {error}") from error
     try:
         return _document(Fields({} if document is None else document, ""))
     except LocalFileError as error:

@@ -17,6 +17,8 @@ class FakeRedirect:
         self.install_faults: dict[str, list[RedirectError]] = {}
         # uids whose rules never read back as they should.
         self.unverifiable: set[str] = set()
+        # Errors for the next calls of remove.
+        self.remove_faults: list[RedirectError] = []
 
     async def probe(self) -> Probe:
         return Probe(usable=True)
@@ -37,6 +39,8 @@ class FakeRedirect:
 
     async def remove(self, target: Target) -> None:
         self.calls["remove"] += 1
+        if self.remove_faults:
+            raise self.remove_faults.pop(0)
         self.installed.pop(target.uid, None)
 
     async def list(self, target: Target) -> Installed:

@@ -250,6 +250,24 @@ def test_second_agent_of_a_node_is_told_the_pid_of_the_first(tmp_path: Path) -> 
         pass
 
 
+def test_claim_on_a_file_that_its_former_owner_just_removed_is_made_anew(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    real, opened = os.open, []
+
+    def open_and_lose(path: Any, *rest: Any) -> int:
+        fd = real(path, *rest)
+        opened.append(fd)
+        if len(opened) == 1:
+            paths.pid_file.unlink()
+        return fd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_and_lose)
+        with claimed(paths):
+            assert paths.pid_file.read_text() == f"{os.getpid()}\n"
+    assert len(opened) == 2
+
+
 def test_problems_name_what_why_and_remedy() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     away = DataplaneView(state="away", error="it ended")
@@ -275,7 +293,7 @@ def test_problems_name_what_why_and_remedy() -> None:
     assert [entry.what for entry in found] == [
         "data plane is away: captured pods' connections are refused",
         "Authorization p was rejected",
-        "the certificate of spiffe://i expires at 00:05 UTC",
+        "the certificate of spiffe://i isn't renewed, it serves until 00:05 UTC",
         "no certificate for spiffe://j: its connections are refused",
         "pod shop/a",
         "control plane cp:1",

@@ -46,7 +46,7 @@ async def test_nobody_listening_is_retryable_and_names_the_socket(tmp_path: Path
     ("code", "kind", "retryable"),
     [
         (control_pb2.Error.VERSION, client.VersionMismatch, False),
-        (control_pb2.Error.IN_USE, client.InUse, True),
+        (control_pb2.Error.IN_USE, client.AgentRoleTaken, True),
         (control_pb2.Error.INVALID, client.InvalidRequest, False),
         (control_pb2.Error.PERMISSION, client.PermissionMissing, False),
         (control_pb2.Error.NETNS_GONE, client.NetnsGone, False),

@@ -17,7 +17,7 @@ from agent.pods.reconciler import CaptureError, Reconciler
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
 from agent.status import PodView
 from proto.gen import control_pb2
-from redirect.base import CaptureConfig, NotRetryable, RedirectError
+from redirect.base import CaptureConfig, NetnsGone, NotRetryable, RedirectError
 from tests.support.eventually import eventually
 from tests.support.fake_redirect import FakeRedirect
 
@@ -199,6 +199,35 @@ async def test_two_pods_in_one_namespace_are_refused_for_the_second(world: World
     world.tell(PodAdded(world.pod("b", file="a")))
     await world.until(a="captured", b="failed")
     assert "already the network namespace of shop/a" in world.view("b").problem
+
+
+async def test_pod_with_a_new_uid_takes_over_the_namespace_of_the_old_one(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    # As the pod file tells it: gone and new in one moment, so that the new one comes too early.
+    world.tell(PodRemoved("uid-a"), PodAdded(world.pod("b", file="a")))
+    await world.until(b="captured")
+    assert world.redirect.installed.keys() == {"uid-b"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "stays"), [(NotRetryable("nft: not permitted"), True), (NetnsGone("gone"), False)]
+)
+async def test_leaving_pod_whose_rules_can_not_be_removed_stays_with_its_problem(
+    world: World, fault: RedirectError, stays: bool
+) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.redirect.remove_faults = [fault]
+    world.tell(PodRemoved("uid-a"))
+    if stays:
+        await eventually(lambda: world.problem("a") == str(fault))
+        assert world.states() == {"a": "removing"}
+        assert world.target.removed == []
+    else:
+        await world.until()
 
 
 async def test_removed_rules_are_repaired_and_counted(world: World) -> None:
