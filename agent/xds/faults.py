@@ -19,10 +19,10 @@ def describe(error: grpc.aio.AioRpcError, endpoint: Endpoint, *, node: str, what
         case grpc.StatusCode.UNAUTHENTICATED:
             return f"{where}: UNAUTHENTICATED: {details}; {_token_hint(endpoint, node)}"
         case grpc.StatusCode.PERMISSION_DENIED:
-            return (
-                f"{where}: PERMISSION_DENIED: {details}; node {node} may not ask this: "
-                f"{_token_hint(endpoint, node)}"
-            )
+            # A good token doesn't help against another mesh's name.
+            other_mesh = "trust domain" in details
+            hint = "compare --trust-domain" if other_mesh else _token_hint(endpoint, node)
+            return f"{where}: PERMISSION_DENIED: {details}; node {node} may not ask this: {hint}"
         case grpc.StatusCode.UNIMPLEMENTED:
             return (
                 f"{where}: UNIMPLEMENTED: {details}; this address doesn't offer {what}: "
