@@ -19,6 +19,12 @@ from proto.gen import control_pb2
 START_PATIENCE = 15.0
 _PROBE = 0.02
 _LEAF_TRIES = 50
+# sysexits.h, as the data plane ends: what asking again won't help.
+_REMEDIES = {
+    "exit status 64": "it isn't of this agent's release: install both of the same",
+    "exit status 69": "it needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN, and a cgroup2 leaf "
+    "where it may move to (--dataplane-cgroup-parent)",
+}
 
 
 @dataclass(eq=False)
@@ -74,9 +80,7 @@ class Instance:
                     break
                 except DataplaneLost as exc:
                     if (status := _reap(pid)) is not None:
-                        raise SupervisorError(
-                            f"{process.binary} ended at start ({status}); its log says why"
-                        ) from exc
+                        raise _stillborn(process, status) from exc
                     if asyncio.get_running_loop().time() > end:
                         raise SupervisorError(
                             f"{process.binary} doesn't answer on {socket} "
@@ -158,6 +162,12 @@ async def remove_leaf(leaf: Path) -> None:
         with contextlib.suppress(OSError):
             leaf.parent.rmdir()
             leaf.parent.parent.rmdir()
+
+
+def _stillborn(process: DataplaneProcess, status: str) -> SupervisorError:
+    error = SupervisorError(f"{process.binary} ended at start ({status}); its log says why")
+    error.remedy = _REMEDIES.get(status, "")
+    return error
 
 
 def _spawn(process: DataplaneProcess, socket: Path, number: int) -> int:

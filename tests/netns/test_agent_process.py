@@ -114,16 +114,18 @@ class Node:
         mount = cgroup2_mount()
         assert mount is not None
         parent = mount / "underpass" / self.name
-        return sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+        return sorted(entry.parent.name for entry in parent.glob("*/cgroup.procs"))
 
     def sockets(self) -> list[str]:
         return sorted(path.name for path in self.paths.glob("dataplane-*.sock"))
 
+    def rules(self) -> str:
+        enter = ["nsenter", f"--net=/run/netns/{self.name}", "nft", "list", "ruleset"]
+        return subprocess.run(enter, capture_output=True, text=True, check=True).stdout
+
     def exempt(self) -> int:
         """Leaves that the pod's rules exempt."""
-        enter = ["nsenter", f"--net=/run/netns/{self.name}", "nft", "list", "ruleset"]
-        rules = subprocess.run(enter, capture_output=True, text=True, check=True).stdout
-        return rules.count("socket cgroupv2")
+        return self.rules().count("socket cgroupv2")
 
     async def close(self) -> None:
         for process in self.processes:
