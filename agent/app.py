@@ -12,6 +12,7 @@ from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
+from agent.pods.ledger import Ledger
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
 from agent.report import Report
@@ -47,6 +48,7 @@ async def _serve(config: Config) -> int:
         redirect,
         verify_interval=config.capture.verify_interval,
         drain_deadline=config.dataplane.drain_deadline,
+        ledger=Ledger(config.paths.captured_pods),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config))
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)

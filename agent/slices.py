@@ -31,6 +31,11 @@ class RunPaths:
         return self.root / "agent.pid"
 
     @property
+    def captured_pods(self) -> Path:
+        """Namespaces that hold our rules; outlives the agent as they do."""
+        return self.root / "captured.json"
+
+    @property
     def dataplane_link(self) -> Path:
         """Symbolic link to the control socket of the data plane that serves now."""
         return self.root / "dataplane.sock"

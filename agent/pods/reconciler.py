@@ -10,11 +10,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 
 from agent.dataplane import DataplaneError
 from agent.errors import AgentError
 from agent.pods.enrolment import Enrolment, Node, Step
+from agent.pods.ledger import Held, Ledger
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved
 from agent.pods.steps import CaptureError, PodTarget, Steps
 from agent.pods.turns import Turns
@@ -46,9 +48,14 @@ class Reconciler:
         *,
         verify_interval: timedelta,
         drain_deadline: timedelta | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
+        self._ledger = ledger or Ledger()
         self._steps = Steps(
-            redirect, verify_interval=verify_interval, drain_deadline=drain_deadline
+            redirect,
+            verify_interval=verify_interval,
+            drain_deadline=drain_deadline,
+            ledger=self._ledger,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
@@ -67,14 +74,17 @@ class Reconciler:
 
     async def follow(self, events: AsyncIterator[PodEvent]) -> None:
         """Takes the source's events, for ever. Ends only by cancellation; pods stay as they are."""
+        former = self._ledger.load()
         async for event in events:
             if isinstance(event, PodAdded):
                 self._want(event.pod.uid, event.pod)
             elif isinstance(event, PodRemoved):
                 self._want(event.uid, None)
             else:
-                self._listed.set()
                 log.info("pods listed", extra={"pods": len(self._pods)})
+                self._see_off(former)
+                former = []
+                self._listed.set()
 
     def _want(self, uid: str, pod: Pod | None) -> None:
         enrolment = self._pods.get(uid)
@@ -85,6 +95,24 @@ class Reconciler:
             self._tasks[uid] = asyncio.create_task(self._drive(enrolment), name=f"pod {pod.key}")
         enrolment.wanted = pod
         enrolment.try_again()
+
+    def _see_off(self, former: list[Held]) -> None:
+        """Pods that left while no agent looked: rules would hold them for a proxy that is gone."""
+        listed = {entry.pod.netns.identity() for entry in self._pods.values()}
+        for held in former:
+            uid = held.pod.uid
+            fd = held.open() if self._steps.capturing and held.netns not in listed else None
+            if fd is None:
+                # Gone, or a pod of the list has the namespace and brings the rules up to date.
+                if uid not in self._pods:
+                    self._ledger.discard(uid)
+                continue
+            # Its uid may be listed with another namespace.
+            pod = held.pod if uid not in self._pods else replace(held.pod, uid=f"{uid} (former)")
+            left = Enrolment(pod, None, netns_fd=fd, netns=held.netns, captured=True)
+            self._pods[pod.uid] = left
+            self._tasks[pod.uid] = asyncio.create_task(self._drive(left), name=f"pod {pod.key}")
+            log.info("pod left while no agent ran", extra={"pod": pod.key, "uid": pod.uid})
 
     # ---- the data plane comes and goes
 
@@ -296,6 +324,8 @@ class Reconciler:
 
     def _decided(self, enrolment: Enrolment) -> bool:
         if enrolment.error is not None or enrolment.verified is not None:
+            return True
+        if enrolment.wanted is None:
             return True
         return not self._steps.capturing and enrolment.added_to != 0
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.pods.enrolment import Enrolment
+from agent.pods.ledger import Ledger
 from agent.pods.netns import netns_id
 from agent.pods.source import Pod
 from proto.gen import control_pb2
@@ -63,8 +64,10 @@ class Steps:
         *,
         verify_interval: timedelta,
         drain_deadline: timedelta | None,
+        ledger: Ledger,
     ) -> None:
         self._redirect = redirect
+        self._ledger = ledger
         self._verify_interval = verify_interval.total_seconds()
         self._drain_deadline = drain_deadline
         self.repairs = 0
@@ -104,11 +107,13 @@ class Steps:
 
     async def capture(self, enrolment: Enrolment) -> None:
         redirect, target = self._present(), _target(enrolment)
+        self._note(enrolment)
         await redirect.install(target)
         problems = await redirect.verify(target)
         if problems:
             # Half a capture is worse than none: it looks like one.
             await redirect.remove(target)
+            self._ledger.discard(enrolment.pod.uid)
             raise CaptureError(f"{target.name}: {'; '.join(problems)}")
         enrolment.captured = True
         self._proven(enrolment)
@@ -139,6 +144,7 @@ class Steps:
         target = _target(enrolment)
         if not enrolment.captured and not (await redirect.list(target)).rules:
             return
+        self._note(enrolment)
         if await redirect.verify(target):
             await redirect.install(target)
         enrolment.captured = True
@@ -160,6 +166,7 @@ class Steps:
             # A namespace that can't be entered any more holds no rules that matter. Any other
             # failure leaves them there, and the pod without a proxy: it stays, with its error.
             log.info("pod's rules went with it", extra=_fields(enrolment) | {"why": exc})
+        self._ledger.discard(enrolment.pod.uid)
         enrolment.captured = False
         enrolment.verified = None
         enrolment.verify_at = 0.0
@@ -181,6 +188,10 @@ class Steps:
         enrolment.stale = True
 
     # ---- helpers
+
+    def _note(self, enrolment: Enrolment) -> None:
+        assert enrolment.netns is not None  # open, or there would be nowhere to put rules
+        self._ledger.add(enrolment.pod, enrolment.netns)
 
     def _present(self) -> Redirect:
         assert self._redirect is not None  # no step that captures is planned without it

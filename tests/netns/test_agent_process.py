@@ -188,7 +188,8 @@ async def test_term_ends_both_and_leaves_nothing_but_the_rules(node: Node) -> No
     agent.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(agent.wait(), 20) == 0
     assert not alive(pid)
-    assert list(node.paths.iterdir()) == []
+    # What it says of rules outlives the agent as these do.
+    assert [path.name for path in node.paths.iterdir()] == ["captured.json"]
     # Without a data plane a captured pod is closed, not bare.
     assert node.exempt() > 0
 
@@ -224,6 +225,18 @@ async def test_term_spares_a_data_plane_that_somebody_else_started(node: Node) -
     finally:
         dataplane.kill()
         await dataplane.wait()
+
+
+async def test_pod_that_leaves_while_no_agent_runs_is_set_free_by_the_next_one(node: Node) -> None:
+    agent = await node.agent()
+    await node.ready()
+    agent.kill()
+    await agent.wait()
+    assert node.exempt() > 0
+    (node.folder / "pods.yaml").write_text("[]")
+    await node.agent()
+    await eventually(lambda: node.rules() == "", what=node.log.read_text)
+    await eventually(lambda: not (node.paths / "captured.json").exists())
 
 
 async def test_hup_replaces_the_data_plane_and_the_old_exemption_goes(node: Node) -> None:

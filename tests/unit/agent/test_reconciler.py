@@ -1,6 +1,7 @@
 """Pods between wanted and real: order, faults, repair, and data planes that come and go."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 from agent.dataplane import DataplaneError, DataplaneLost, InUse, InvalidRequest
 from agent.errors import NetnsMissing
 from agent.pods.enrolment import Enrolment, Node, Step
+from agent.pods.ledger import Ledger
 from agent.pods.netns import NetnsId, NetnsPath
 from agent.pods.reconciler import CaptureError, Reconciler
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
@@ -228,6 +230,51 @@ async def test_leaving_pod_whose_rules_can_not_be_removed_stays_with_its_problem
         assert world.target.removed == []
     else:
         await world.until()
+
+
+async def test_pod_that_left_while_no_agent_ran_loses_its_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is read back from the file knows nothing of fakes.
+    monkeypatch.setattr(NetnsPath, "open", FakeNetns.open)
+    file = tmp_path / "captured.json"
+    first, second = World(tmp_path), World(tmp_path)
+    second.redirect = first.redirect
+    for world in (first, second):
+        world.reconciler = Reconciler(
+            first.redirect, verify_interval=timedelta(seconds=1), ledger=Ledger(file)
+        )
+    following = asyncio.create_task(first.reconciler.follow(first.events()))
+    first.reconciler.attach(first.target, synced=True)
+    first.add("stays", "leaves", "moves", "dies")
+    await eventually(lambda: set(first.states().values()) == {"captured"})
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await first.reconciler.close()
+
+    (tmp_path / "dies").unlink()
+    second.netns("elsewhere")
+    following = asyncio.create_task(second.reconciler.follow(second.events()))
+    second.reconciler.attach(second.target, synced=True)
+    second.tell(PodAdded(second.pod("stays")), PodAdded(second.pod("moves", file="elsewhere")))
+    second.tell(PodsSynced())
+    await second.until(stays="captured", moves="captured")
+    # Two calls: for the pod that left, and for the namespace that its pod left.
+    await eventually(lambda: second.redirect.calls["remove"] == 2)
+    noted = {(entry["uid"], Path(entry["netns"]).name) for entry in json.loads(file.read_text())}
+    assert noted == {("uid-stays", "stays"), ("uid-moves", "elsewhere")}
+    second.tell(PodRemoved("uid-stays"), PodRemoved("uid-moves"))
+    await second.until()
+    assert not file.exists()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await second.reconciler.close()
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"a": 1}', '[{"uid": 1}]', "[3]", '"x"'])
+async def test_unreadable_note_of_captured_pods_stops_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "captured.json").write_text(text)
+    assert Ledger(tmp_path / "captured.json").load() == []
 
 
 async def test_removed_rules_are_repaired_and_counted(world: World) -> None:

@@ -1,0 +1,113 @@
+"""Which network namespaces hold our rules, on disk. An agent that starts finds there what it has to
+take away: rules of pods that left the list while no agent looked."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import PodError
+from agent.pods.netns import NetnsId, NetnsPath, netns_id
+from agent.pods.source import Pod
+
+log = logging.getLogger("underpass.pods")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A pod as it was captured, and the very namespace it was captured in."""
+
+    pod: Pod
+    netns: NetnsId
+
+    def open(self) -> int | None:
+        """None when the path names no such namespace any more: then the rules went with it."""
+        try:
+            fd = self.pod.netns.open()
+        except PodError:
+            return None
+        if netns_id(fd) == self.netns:
+            return fd
+        os.close(fd)
+        return None
+
+
+class Ledger:
+    """Written before rules come and after they went, so that it never names too few.
+
+    State: `_held` by uid, the same as in the file. Without a path nothing outlives the agent.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._held: dict[str, Held] = {}
+
+    def load(self) -> list[Held]:
+        """What an earlier agent left. A file that can't be read is as none, but told."""
+        if self._path is None:
+            return []
+        try:
+            entries = json.loads(self._path.read_text())
+            self._held = {held.pod.uid: held for held in map(_held, entries)}
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, KeyError) as exc:
+            fields = {"file": self._path, "error": exc}
+            log.error(
+                "pods of an earlier agent unknown; rules of removed ones may stay", extra=fields
+            )
+        return list(self._held.values())
+
+    def add(self, pod: Pod, netns: NetnsId) -> None:
+        held = Held(pod, netns)
+        if self._held.get(pod.uid) != held:
+            self._held[pod.uid] = held
+            self._write()
+
+    def discard(self, uid: str) -> None:
+        if self._held.pop(uid, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        """In one step; no sync, for after a crash of the machine no namespace is left either."""
+        if self._path is None:
+            return
+        scratch = self._path.with_suffix(".new")
+        try:
+            if self._held:
+                scratch.write_text(json.dumps([_entry(held) for held in self._held.values()]))
+                scratch.replace(self._path)
+            else:
+                self._path.unlink(missing_ok=True)
+        except OSError as exc:
+            log.error("captured pods not noted", extra={"file": self._path, "error": exc})
+
+
+def _entry(held: Held) -> dict[str, object]:
+    pod, netns = held.pod, held.netns
+    return {
+        "uid": pod.uid,
+        "name": pod.name,
+        "namespace": pod.namespace,
+        "serviceAccount": pod.service_account,
+        "netns": str(pod.netns),
+        "follow": pod.netns.follow,
+        "inode": netns.inode,
+        "device": netns.device,
+    }
+
+
+def _held(entry: dict[str, object]) -> Held:
+    def text(name: str) -> str:
+        value = entry[name]
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: a text is wanted")
+        return value
+
+    inode, device = entry["inode"], entry["device"]
+    if not isinstance(inode, int) or not isinstance(device, int):
+        raise TypeError("inode, device: numbers are wanted")
+    path = NetnsPath(Path(text("netns")), follow=bool(entry["follow"]))
+    pod = Pod(text("uid"), text("name"), text("namespace"), text("serviceAccount"), path)
+    return Held(pod, NetnsId(inode, device))
