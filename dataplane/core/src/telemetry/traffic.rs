@@ -1,8 +1,9 @@
 //! Counters of traffic: one row for each label set, looked up once a connection.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use ahash::AHashSet;
 use parking_lot::RwLock;
@@ -11,6 +12,13 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::labels::{Flags, Labels, WithFlags};
+
+/// Seconds that a label set without connections is still shown: many scrapes. Pods come and go, and
+/// what they were called must not stay for the life of the process (facts ztunnel 16.2).
+const KEEP: u32 = 3600;
+
+/// Above it, label sets without connections go at once: peers may name themselves as they like.
+const MANY: usize = 10_000;
 
 /// The counters of one label set. Opened and bytes carry the flags `-`; what closes counts under
 /// the flags it ended with, and any but `-` is a failed connection.
@@ -21,12 +29,16 @@ pub struct Series {
     received: AtomicU64,
     sent: AtomicU64,
     closed: [AtomicU64; Flags::ALL.len()],
+    /// Seconds of the process when a connection last began or ended.
+    used: AtomicU32,
 }
 
 /// All rows. A read lock and one hash a connection; nothing is locked per byte.
 #[derive(Debug, Default)]
 pub struct Traffic {
     rows: RwLock<AHashSet<Key>>,
+    /// So many rows before the next look for unused ones: at least `MANY`.
+    sweep_at: AtomicU64,
 }
 
 /// Lets a row be found by its labels without a second copy of them.
@@ -41,6 +53,7 @@ impl Series {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             closed: Default::default(),
+            used: AtomicU32::new(now()),
         }
     }
 
@@ -50,6 +63,7 @@ impl Series {
 
     pub fn closed(&self, flags: Flags) {
         self.closed[flags as usize].fetch_add(1, Relaxed);
+        self.used.store(now(), Relaxed);
     }
 
     /// `received` went from client to server, `sent` back (facts ztunnel 12.3).
@@ -57,6 +71,19 @@ impl Series {
         self.received.fetch_add(received, Relaxed);
         self.sent.fetch_add(sent, Relaxed);
     }
+}
+
+impl Key {
+    /// A connection counts with it. Asked under the lock: none can begin meanwhile.
+    fn is_live(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Seconds of the process, roughly.
+fn now() -> u32 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u32::try_from(START.elapsed().as_secs()).unwrap_or(u32::MAX)
 }
 
 impl PartialEq for Key {
@@ -82,25 +109,44 @@ impl std::borrow::Borrow<Labels> for Key {
 impl Traffic {
     pub fn series(&self, labels: Labels) -> Arc<Series> {
         if let Some(key) = self.rows.read().get(&labels) {
+            key.0.used.store(now(), Relaxed);
             return key.0.clone();
         }
         let mut rows = self.rows.write();
         if let Some(key) = rows.get(&labels) {
             return key.0.clone();
         }
+        if rows.len() as u64 >= self.sweep_at.load(Relaxed).max(MANY as u64) {
+            rows.retain(|key| key.is_live());
+            rows.shrink_to(MANY);
+            self.sweep_at.store(2 * rows.len() as u64, Relaxed);
+        }
         let series = Arc::new(Series::new(labels));
         rows.insert(Key(series.clone()));
         series
     }
 
-    fn all(&self) -> Vec<Arc<Series>> {
-        self.rows.read().iter().map(|key| key.0.clone()).collect()
+    /// Rows that were used within `KEEP` of `now`, or are in use; the others are forgotten.
+    fn recent(&self, now: u32) -> Vec<Arc<Series>> {
+        let is_recent = |row: &Series| now.saturating_sub(row.used.load(Relaxed)) < KEEP;
+        let (mut recent, mut old) = (Vec::new(), false);
+        for key in self.rows.read().iter() {
+            match key.is_live() || is_recent(&key.0) {
+                true => recent.push(key.0.clone()),
+                false => old = true,
+            }
+        }
+        if old {
+            let mut rows = self.rows.write();
+            rows.retain(|key| key.is_live() || is_recent(&key.0));
+        }
+        recent
     }
 }
 
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let rows = self.all();
+        let rows = self.recent(now());
         let plain = |count: fn(&Series) -> &AtomicU64| {
             rows.iter()
                 .map(move |row| {
@@ -162,5 +208,48 @@ impl Collector for Traffic {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{Reporter, Side};
+
+    fn labels(workload: usize) -> Labels {
+        Labels {
+            reporter: Reporter::Destination,
+            source: Side {
+                workload: workload.to_string().into(),
+                ..Side::default()
+            },
+            destination: Side::default(),
+            service: None,
+            mtls: true,
+        }
+    }
+
+    #[test]
+    fn what_nobody_used_for_long_is_forgotten_unless_a_connection_lives() {
+        let traffic = Traffic::default();
+        let live = traffic.series(labels(1));
+        traffic.series(labels(2)).closed(Flags::None);
+        let shown = |seconds| traffic.recent(now() + seconds).len();
+        assert_eq!(shown(KEEP - 5), 2);
+        assert_eq!(shown(KEEP), 1);
+        assert_eq!(traffic.rows.read().len(), 1);
+        drop(live);
+        assert_eq!(shown(KEEP), 0);
+    }
+
+    #[test]
+    fn names_that_peers_make_up_are_bounded() {
+        let traffic = Traffic::default();
+        let live = traffic.series(labels(0));
+        for name in 1..3 * MANY {
+            traffic.series(labels(name)).opened();
+        }
+        assert!(traffic.rows.read().len() <= MANY);
+        assert!(Arc::ptr_eq(&live, &traffic.series(labels(0))));
     }
 }
