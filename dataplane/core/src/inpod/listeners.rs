@@ -137,6 +137,8 @@ fn bound(
         socket.set_mark(config.mark)?;
         // The IPv4 option also sets it for an IPv6 socket (facts ztunnel 1.2).
         socket.set_ip_transparent_v4(true)?;
+        // Accepted sockets inherit it: peers that vanish must not hold a connection for ever.
+        socket.set_tcp_keepalive(&sockopt::keepalive())?;
         // For ports in TIME_WAIT; it doesn't let two sockets listen.
         socket.set_reuse_address(true)?;
         socket.bind(&addr.into())?;

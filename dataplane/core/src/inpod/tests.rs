@@ -76,7 +76,10 @@ async fn listens_on_three_ports_for_both_families() {
         for client in ["10.99.0.1", "[fd99::1]"] {
             let dialled = format!("{client}:{port}");
             dial(&ns, &dialled).expect(&dialled);
-            let (_, peer) = listener.accept().await.unwrap();
+            let (accepted, peer) = listener.accept().await.unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap().as_secs(), 180);
             let expected: IpAddr = client.trim_matches(['[', ']']).parse().unwrap();
             assert_eq!(peer.ip().to_canonical(), expected);
         }
