@@ -1,6 +1,6 @@
 //! Settings of one data plane instance, parsed once from what the agent sent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::wire::control as pb;
@@ -148,6 +148,10 @@ impl Default for Limits {
 /// `::ffff:a.b.c.d` becomes `a.b.c.d`: listeners are dual-stack (facts ztunnel 1.2).
 pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
+}
+
+pub fn canonical_addr(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(canonical(addr.ip()), addr.port())
 }
 
 fn port(field: &'static str, value: u32, default: u16) -> Result<u16, BadConfig> {

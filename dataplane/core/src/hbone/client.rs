@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -23,15 +23,17 @@ use super::pool::Inner;
 use super::server::text;
 use super::settings::Http2;
 use super::socket::Socket;
-use super::{Connect, Dial, Error, Key, Stream};
+use super::{Connect, Dial, Error, Key, Stream, until};
 use crate::config::Limits;
 use crate::identity::Identity;
-use crate::tls::{describe, peer_identity};
+use crate::tls::{describe, peer_expiry, peer_identity};
 
 /// A tunnel that may carry streams. Its connection closes when the last holder is gone.
 pub struct Tunnel {
     pub key: Key,
     pub peer: Identity,
+    /// The first of both ends' certificates: no new stream after it.
+    expires: SystemTime,
     send: SendRequest<Bytes>,
     max_streams: usize,
     pool: Weak<Inner>,
@@ -45,6 +47,15 @@ pub struct Tunnel {
     served: AtomicBool,
     /// Why it can't be used any more.
     ended: Mutex<Option<Error>>,
+    killed: Arc<Notify>,
+}
+
+/// What one side of a handshake needs.
+#[derive(Clone)]
+pub struct Tls {
+    pub config: Arc<ClientConfig>,
+    /// Of the certificate in it.
+    pub expires: SystemTime,
 }
 
 /// A stream's place on a tunnel, counted until it is dropped.
@@ -65,7 +76,7 @@ pub enum Failure {
 /// What the task of a new tunnel needs.
 pub struct Dialling {
     pub key: Key,
-    pub tls: Arc<ClientConfig>,
+    pub tls: Tls,
     pub dial: Dial,
     pub limits: Limits,
     pub http2: Http2,
@@ -92,7 +103,7 @@ impl Tunnel {
     /// Whether one more stream may be opened. One place below the maximum stays free (facts
     /// ztunnel 15.3); before the peer's settings are known there is one stream.
     pub fn has_room(&self) -> bool {
-        if self.ended.lock().is_some() {
+        if self.ended.lock().is_some() || self.expired() {
             return false;
         }
         let max = match self.settled.load(Ordering::Acquire) {
@@ -120,6 +131,16 @@ impl Tunnel {
 
     fn end(&self, error: Error) {
         self.ended.lock().get_or_insert(error);
+    }
+
+    /// Ends it now, with its streams.
+    pub fn kill(&self, error: Error) {
+        self.end(error);
+        self.killed.notify_one();
+    }
+
+    fn expired(&self) -> bool {
+        self.expires <= SystemTime::now()
     }
 }
 
@@ -273,23 +294,30 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
     let handshakes = async {
         // Not sent and not checked: identities count, not names.
         let name = ServerName::from(dst.ip());
-        let tls = TlsConnector::from(dialling.tls.clone())
+        let tls = TlsConnector::from(dialling.tls.config.clone())
             .connect(name, Socket::new(tcp))
             .await
             .map_err(|err| Error::Tls(dst, describe(&err)))?;
         let peer = peer_identity(tls.get_ref().1.peer_certificates())
             .ok_or_else(|| Error::Tls(dst, "the peer has no SPIFFE identity".to_owned()))?;
+        let expires = peer_expiry(tls.get_ref().1.peer_certificates());
         let client = dialling.http2.client(limits.pool_max_streams);
         let (send, connection) = client
             .handshake::<_, Bytes>(tls)
             .await
             .map_err(|err| Error::Http2(dst, text(&err)))?;
-        Ok((peer, send, connection))
+        Ok((peer, expires, send, connection))
     };
-    let (peer, send, mut connection) = match tokio::time::timeout(limit, handshakes).await {
+    let (peer, expires, send, mut connection) = match tokio::time::timeout(limit, handshakes).await
+    {
         Ok(result) => result?,
         Err(_) => return Err(Error::Timeout(dst, "TLS handshake", limit)),
     };
+    let expires = expires.min(dialling.tls.expires);
+    if expires <= SystemTime::now() {
+        // Nobody could use it, and whoever waits would dial again and again.
+        return Err(Error::Tls(dst, "a certificate has just expired".to_owned()));
+    }
     let pings = connection
         .ping_pong()
         .ok_or_else(|| Error::Http2(dst, "PINGs are taken".to_owned()))?;
@@ -298,6 +326,7 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
     let tunnel = Tunnel {
         key: dialling.key.clone(),
         peer,
+        expires,
         send,
         max_streams: limits.pool_max_streams as usize,
         pool: dialling.pool.clone(),
@@ -307,6 +336,7 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         settled: AtomicBool::new(false),
         served: AtomicBool::new(false),
         ended: Mutex::new(None),
+        killed: Arc::default(),
     };
     Ok((Arc::new(tunnel), connection, keepalive))
 }
@@ -322,8 +352,11 @@ async fn drive(
 ) {
     let dst = dialling.key.dst;
     let release = dialling.limits.pool_idle;
-    let idle = tokio::time::sleep(release);
+    let look = next_look(dialling, tunnel, release);
+    let idle = tokio::time::sleep(look);
     tokio::pin!(idle);
+    let killed = tunnel.upgrade().map(|t| t.killed.clone());
+    let killed = killed.unwrap_or_default();
     let mut cut = dialling.cut.clone();
     let error = loop {
         tokio::select! {
@@ -339,9 +372,10 @@ async fn drive(
                 }
             },
             _ = cut.wait_for(|cut| *cut) => break Error::Draining,
+            () = killed.notified() => break Error::Moved(dst),
             () = &mut idle => {
                 // Without holders the connection ends by itself, with GOAWAY.
-                let next = next_idle_check(dialling, tunnel, release);
+                let next = next_look(dialling, tunnel, release);
                 idle.as_mut().reset(Instant::now() + next);
             }
         }
@@ -357,18 +391,25 @@ async fn drive(
     opening.tell(Err(error));
 }
 
-/// Lets the pool forget the tunnel when it has been idle for `release`, else says when to look
-/// again.
-fn next_idle_check(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration) -> Duration {
-    let idle = tunnel.upgrade().and_then(|t| t.idle(Instant::now()));
-    match (idle, tunnel.upgrade(), dialling.pool.upgrade()) {
-        (Some(idle), Some(tunnel), Some(pool)) if idle >= release => {
+/// Lets the pool forget the tunnel when it has been idle for `release` or a certificate has expired,
+/// else says when to look again.
+fn next_look(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration) -> Duration {
+    let (Some(tunnel), Some(pool)) = (tunnel.upgrade(), dialling.pool.upgrade()) else {
+        return release;
+    };
+    if tunnel.expired() {
+        pool.retire(&tunnel);
+        return release;
+    }
+    let next = match tunnel.idle(Instant::now()) {
+        Some(idle) if idle >= release => {
             pool.retire_idle(&tunnel);
             release
         }
-        (Some(idle), _, _) => release.saturating_sub(idle),
-        (None, _, _) => release,
-    }
+        Some(idle) => release.saturating_sub(idle),
+        None => release,
+    };
+    next.min(until(tunnel.expires))
 }
 
 fn ended_by(dst: SocketAddr, ended: Result<(), h2::Error>) -> Error {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
 
@@ -19,6 +19,8 @@ mod settings;
 mod socket;
 mod stream;
 
+#[cfg(test)]
+mod expiry_tests;
 #[cfg(test)]
 mod pool_tests;
 #[cfg(test)]
@@ -46,6 +48,8 @@ pub enum Error {
     Timeout(SocketAddr, &'static str, Duration),
     #[error("http status: {0}")]
     Status(u16),
+    #[error("{0}: the address belongs to another workload now")]
+    Moved(SocketAddr),
     #[error("the pool is draining")]
     Draining,
 }
@@ -56,6 +60,8 @@ pub struct Key {
     pub source: Identity,
     pub expected: Arc<[Identity]>,
     pub dst: SocketAddr,
+    /// Uid of the workload that has the address: another one never gets its tunnels.
+    pub owner: Arc<str>,
     /// Local address of the tunnel's socket.
     pub from: Option<IpAddr>,
 }
@@ -71,6 +77,13 @@ pub struct Connected {
     pub stream: Stream,
     pub peer: Identity,
     pub headers: http::HeaderMap,
+}
+
+/// How long to wait before looking again whether this moment has come. The wall clock may be set
+/// meanwhile, so never longer than a minute.
+fn until(moment: SystemTime) -> Duration {
+    let left = moment.duration_since(SystemTime::now());
+    left.unwrap_or_default().min(Duration::from_secs(60))
 }
 
 /// Opens the TCP connection in the right namespace.

@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
-use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::{self, Dialling, Failure, Slot, Tunnel};
+use super::client::{self, Dialling, Failure, Slot, Tls, Tunnel};
 use super::settings::Http2;
 use super::{Connect, Connected, Dial, Error, Key};
 use crate::config::Limits;
@@ -95,9 +94,12 @@ impl Pool {
         credentials: &Credentials,
         connect: Connect,
     ) -> Result<Connected, Error> {
-        let tls = credentials
-            .client(&key.expected)
-            .map_err(|err| Error::Tls(key.dst, err.to_string()))?;
+        let tls = Tls {
+            config: credentials
+                .client(&key.expected)
+                .map_err(|err| Error::Tls(key.dst, err.to_string()))?,
+            expires: credentials.not_after,
+        };
         let limit = self.inner.limits.connect_answer_timeout;
         let mut avoid: Option<Arc<Tunnel>> = None;
         let mut retried = false;
@@ -143,6 +145,20 @@ impl Pool {
         self.inner.cut.send_replace(true);
     }
 
+    /// Ends every tunnel whose key is `gone`, with its streams.
+    pub fn end_where(&self, gone: impl Fn(&Key) -> bool) {
+        let ended: Vec<_> = {
+            let mut state = self.inner.state.lock();
+            let tunnels = state.keys.iter().filter(|(key, _)| gone(key));
+            let ended: Vec<_> = tunnels.flat_map(|(_, e)| e.tunnels.clone()).collect();
+            ended.iter().for_each(|tunnel| state.remove(tunnel));
+            ended
+        };
+        for tunnel in ended {
+            tunnel.kill(Error::Moved(tunnel.key.dst));
+        }
+    }
+
     /// (tunnels, streams)
     pub fn size(&self) -> (usize, usize) {
         let counts = &self.inner.counts;
@@ -162,7 +178,7 @@ impl Pool {
     async fn checkout(
         &self,
         key: &Key,
-        tls: &Arc<ClientConfig>,
+        tls: &Tls,
         avoid: Option<&Arc<Tunnel>>,
     ) -> Result<Slot, Error> {
         loop {
@@ -198,7 +214,7 @@ impl Pool {
     }
 
     /// In a task of its own: who asked for the tunnel may go away, others wait for it too.
-    fn start(&self, key: &Key, tls: Arc<ClientConfig>) {
+    fn start(&self, key: &Key, tls: Tls) {
         let dialling = Dialling {
             key: key.clone(),
             tls,

@@ -2,23 +2,26 @@
 
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::task::Poll;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Response, StatusCode};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::keepalive::{Beat, Keepalive};
 use super::settings::Http2;
 use super::socket::Socket;
-use super::{Error, Stream};
-use crate::config::Limits;
+use super::{Error, Stream, until};
+use crate::config::{Limits, canonical_addr};
 use crate::identity::Identity;
-use crate::tls::{Credentials, describe, peer_identity};
+use crate::tls::{Credentials, describe, peer_expiry, peer_identity};
 
 /// An inbound CONNECT (or something else that must be refused with a status).
 pub struct Request {
@@ -41,6 +44,9 @@ pub struct Tunnel {
     keepalive: Keepalive,
     peer: Identity,
     from: SocketAddr,
+    expires: SystemTime,
+    /// Looks for that moment; None once it came.
+    expiry: Option<Pin<Box<Sleep>>>,
     over: bool,
 }
 
@@ -84,7 +90,7 @@ impl Tunnel {
     ) -> Result<Self, Error> {
         let from = tcp
             .peer_addr()
-            .unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
+            .map_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into(), canonical_addr);
         let limit = limits.tls_handshake_timeout;
         // The state of handshakes is large and soon over: not in the tunnel's own future.
         let handshakes = Box::pin(handshakes(tcp, credentials, http2, from));
@@ -99,15 +105,30 @@ impl Tunnel {
         &self.peer
     }
 
+    /// The first of both ends' certificates: no request after it proves anything. The peer is told
+    /// by a GOAWAY to make a new tunnel.
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
     /// Drives the connection until the next request; None when the tunnel is over. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<(Request, Responder), Error>> {
+        loop {
+            if let Some(next) = self.step().await {
+                return next;
+            }
+        }
+    }
+
+    /// None where there is more to wait for.
+    async fn step(&mut self) -> Option<Option<Result<(Request, Responder), Error>>> {
         if self.over {
-            return None;
+            return Some(None);
         }
         let from = self.from;
         tokio::select! {
             biased;
-            request = self.connection.accept() => match request {
+            request = self.connection.accept() => Some(match request {
                 Some(Ok((request, respond))) => Some(Ok(received(request, respond, from))),
                 Some(Err(err)) => {
                     self.over = true;
@@ -117,7 +138,7 @@ impl Tunnel {
                     self.over = true;
                     None
                 }
-            },
+            }),
             silence = silence(&mut self.keepalive) => {
                 self.over = true;
                 self.connection.abrupt_shutdown(Reason::NO_ERROR);
@@ -127,7 +148,21 @@ impl Tunnel {
                     Poll::Ready(())
                 })
                 .await;
-                Some(Err(Error::Timeout(from, "PING", silence)))
+                Some(Some(Err(Error::Timeout(from, "PING", silence))))
+            }
+            () = elapsed(&mut self.expiry) => {
+                match self.expires <= SystemTime::now() {
+                    true => {
+                        self.expiry = None;
+                        self.drain();
+                    }
+                    false => {
+                        let next = Instant::now() + until(self.expires);
+                        let expiry = self.expiry.as_mut();
+                        expiry.into_iter().for_each(|sleep| sleep.as_mut().reset(next));
+                    }
+                }
+                None
             }
         }
     }
@@ -150,6 +185,7 @@ async fn handshakes(
         .map_err(|err| Error::Tls(from, describe(&err)))?;
     let peer = peer_identity(tls.get_ref().1.peer_certificates())
         .ok_or_else(|| Error::Tls(from, "the peer has no SPIFFE identity".to_owned()))?;
+    let expires = peer_expiry(tls.get_ref().1.peer_certificates()).min(credentials.not_after);
     let mut connection = http2
         .server()
         .handshake(tls)
@@ -163,6 +199,8 @@ async fn handshakes(
         keepalive: Keepalive::new(pings, http2.ping_interval, http2.ping_timeout),
         peer,
         from,
+        expires,
+        expiry: Some(Box::pin(sleep(until(expires)))),
         over: false,
     })
 }
@@ -184,6 +222,13 @@ fn received(
         from,
     };
     (request, responder)
+}
+
+async fn elapsed(sleep: &mut Option<Pin<Box<Sleep>>>) {
+    match sleep {
+        Some(sleep) => sleep.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// How long the peer has answered no PING, once that is too long.

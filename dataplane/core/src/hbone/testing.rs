@@ -114,6 +114,7 @@ pub fn key(dst: SocketAddr) -> Key {
         source: id("web"),
         expected: Arc::new([id("db")]),
         dst,
+        owner: "db-1".into(),
         from: None,
     }
 }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
-use crate::config::canonical;
+use crate::config::canonical_addr;
 
 /// SO_ORIGINAL_DST of either family, canonical (facts ztunnel 1.2). An error where nothing was
 /// redirected: the connection was made to the listener itself.
@@ -30,8 +30,4 @@ pub fn original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
 fn not_redirected(local: SocketAddr) -> io::Error {
     let text = format!("connected straight to the proxy's listener {local}, nothing redirected it");
     io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
-fn canonical_addr(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(canonical(addr.ip()), addr.port())
 }

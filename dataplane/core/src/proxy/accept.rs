@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::config::canonical;
+use crate::config::canonical_addr;
 
 /// While the process has no descriptor or memory left, trying again at once only burns a core.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -51,10 +51,6 @@ pub async fn accept_loop(
             }
         }
     }
-}
-
-pub fn canonical_addr(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(canonical(addr.ip()), addr.port())
 }
 
 /// Errors that belong to the connection that was to be accepted, not to us (accept(2)).

@@ -3,8 +3,16 @@
 use crate::config::canonical;
 use crate::state::resolve::Authority;
 
+/// No DNS name is longer (RFC 1035), nor any name that a peer tells us of. What peers say is kept,
+/// logged and counted under, so it must not be as long as a header may be.
+pub const LONGEST_NAME: usize = 253;
+const LONGEST: usize = LONGEST_NAME + ":65535".len();
+
 /// None for everything else.
 pub fn parse(text: &str) -> Option<Authority> {
+    if text.len() > LONGEST {
+        return None;
+    }
     if let Ok(addr) = text.parse::<std::net::SocketAddr>() {
         let addr = std::net::SocketAddr::new(canonical(addr.ip()), addr.port());
         return Some(Authority::Ip(addr));
@@ -14,6 +22,14 @@ pub fn parse(text: &str) -> Option<Authority> {
     let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let known = !host.is_empty() && host.bytes().all(name);
     known.then_some(Authority::Host(host.to_owned(), port.parse().ok()?))
+}
+
+/// Of a text that may be as long as a header.
+pub fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -51,10 +67,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_text_of_a_peer_is_kept_in_full_length() {
+        let long = format!("{}:80", "a".repeat(60_000));
+        assert_eq!(parse(&long), None);
+        assert_eq!(parse(&format!("10.0.0.1:{}80", "0".repeat(60_000))), None);
+        assert!(excerpt(&long).len() < 300);
+        assert_eq!(excerpt("short"), "short");
+        assert!(parse(&format!("{}:65535", "a".repeat(253))).is_some());
+    }
+
     proptest! {
         #[test]
         fn nothing_breaks_the_parser(text in "\\PC{0,40}") {
             parse(&text);
+            excerpt(&text);
         }
     }
 }

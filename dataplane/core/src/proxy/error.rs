@@ -31,8 +31,10 @@ pub enum Early {
     Certificate(#[from] CertError),
     #[error(transparent)]
     Tunnel(#[from] hbone::Error),
+    #[error("a certificate of the tunnel has expired: the peer must make a new one")]
+    TunnelExpired,
     #[error("method {0} instead of CONNECT")]
-    NotConnect(http::Method),
+    NotConnect(String),
     #[error("authority {0:?} isn't HOST:PORT")]
     BadAuthority(String),
     #[error(transparent)]
@@ -53,6 +55,7 @@ impl Early {
             Self::Route(_) => "no_route",
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(_) => "handshake",
+            Self::TunnelExpired => "tunnel_expired",
             Self::NotConnect(_) => "not_connect",
             Self::BadAuthority(_) => "bad_authority",
             Self::Destination(_) => "bad_destination",
@@ -64,6 +67,7 @@ impl Early {
     pub fn status(&self) -> u16 {
         match self {
             Self::NotConnect(_) | Self::BadAuthority(_) => 400,
+            Self::TunnelExpired => 401,
             Self::Destination(refusal) => refusal.status(),
             _ => 503,
         }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::{HeaderMap, Method};
 use prometheus_client::metrics::gauge::Gauge;
@@ -10,7 +11,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::accept::canonical_addr;
 use super::authority;
 use super::baggage::{BAGGAGE, Baggage};
 use super::connection::{Checked, Direction, Facts, Open};
@@ -22,6 +22,7 @@ use super::proxy_protocol;
 use super::registry::Permit;
 use super::tasks::{Tasks, sized};
 use super::traceparent::Trace;
+use crate::config::canonical_addr;
 use crate::hbone::{Request, Responder, Stream, Tunnel};
 use crate::identity::Identity;
 use crate::policy::Subject;
@@ -34,6 +35,8 @@ struct Ends {
     peer: SocketAddr,
     local: SocketAddr,
     identity: Identity,
+    /// Until when the certificates say so.
+    expires: SystemTime,
 }
 
 /// Where the application is, and how it wants to be told who calls.
@@ -105,6 +108,7 @@ async fn accept(
         peer,
         local,
         identity: tunnel.peer().clone(),
+        expires: tunnel.expires(),
     };
     Ok((tunnel, ends, permit))
 }
@@ -136,11 +140,14 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
         headers,
     } = request;
     if method != Method::CONNECT {
-        return Err(Early::NotConnect(method));
+        return Err(Early::NotConnect(authority::excerpt(method.as_str())));
+    }
+    if ends.expires <= SystemTime::now() {
+        return Err(Early::TunnelExpired);
     }
     let text = authority.unwrap_or_default();
     let Some(authority) = authority::parse(&text) else {
-        return Err(Early::BadAuthority(text));
+        return Err(Early::BadAuthority(authority::excerpt(&text)));
     };
     let permit = pod.admit()?;
     let own = pod.own_workload().await?;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::accept::canonical_addr;
 use super::connection::{Checked, Direction, Facts, Open};
 use super::error::{Early, Failed};
 use super::labels::Peer;
 use super::pod::{Pod, reset, run};
 use super::registry::Permit;
 use super::traceparent::Trace;
+use crate::config::canonical_addr;
 use crate::inpod::original_dst;
 use crate::policy::Subject;
 use crate::telemetry::{Labels, Reporter};

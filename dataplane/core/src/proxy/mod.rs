@@ -35,6 +35,8 @@ mod tasks;
 mod traceparent;
 
 #[cfg(test)]
+mod boundary_tests;
+#[cfg(test)]
 mod e2e_tests;
 #[cfg(test)]
 mod testing;

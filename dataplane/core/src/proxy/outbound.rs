@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tokio::net::TcpStream;
 
-use super::accept::canonical_addr;
 use super::baggage::{BAGGAGE, Baggage};
 use super::connection::{Direction, Facts, Open};
 use super::error::{Early, Failed};
@@ -15,6 +14,7 @@ use super::forwarded::{FORWARDED, Forwarded};
 use super::labels;
 use super::pod::{Pod, reset, run};
 use super::traceparent::{TRACEPARENT, Trace};
+use crate::config::canonical_addr;
 use crate::hbone::{Connect, Key, Stream};
 use crate::inpod::original_dst;
 use crate::state::Workload;
@@ -140,6 +140,7 @@ async fn tunnel(pod: &Pod, routed: &Routed, route: &HboneRoute) -> Result<Stream
         source: identity,
         expected: route.expected.clone(),
         dst: route.tunnel,
+        owner: route.workload.uid.clone(),
         // The kernel picks the pod's address, the same for all its tunnels.
         from: None,
     };

@@ -23,6 +23,7 @@ pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
         changes.borrow_and_update();
         let begin = Instant::now();
         check_all(&pod).await;
+        end_tunnels_of_moved_addresses(&pod);
         tokio::time::sleep(begin.elapsed() * REST).await;
     }
 }
@@ -38,6 +39,21 @@ async fn check_all(pod: &Pod) {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// A tunnel leads to the workload that it was made for, or nowhere: who left may have left its
+/// address to another one, which knows nothing of the connection.
+fn end_tunnels_of_moved_addresses(pod: &Pod) {
+    let snapshot = pod.shared.store.snapshot();
+    let network = &pod.shared.config.network;
+    pod.pool.end_where(|key| {
+        let ip = key.dst.ip();
+        match snapshot.workload_by_uid(&key.owner) {
+            Some(owner) => !owner.addresses.contains(&ip),
+            // One that is leaving may still finish what it has begun.
+            None => snapshot.workload_by_address(network, ip).is_some(),
+        }
+    });
 }
 
 /// While the pod's own record is away, the one of connect time stands in.

@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
 
 use super::provider::provider;
 use super::verify::{ClientsOfTrustDomain, ExpectedServer, describe, spiffe_ids};
@@ -91,13 +92,10 @@ impl Leaf {
     fn parse(der: &CertificateDer<'_>) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|err| format!("chain: the leaf isn't a certificate: {err}"))?;
-        let time = |seconds: i64| {
-            UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
-        };
         Ok(Self {
             ids: spiffe_ids(&certificate),
-            not_before: time(certificate.validity().not_before.timestamp()),
-            not_after: time(certificate.validity().not_after.timestamp()),
+            not_before: system_time(certificate.validity().not_before),
+            not_after: system_time(certificate.validity().not_after),
             serial: certificate.tbs_certificate.serial.to_string(),
         })
     }
@@ -124,6 +122,11 @@ impl Leaf {
         }
         Ok(())
     }
+}
+
+/// Times before 1970 are 1970.
+pub fn system_time(time: ASN1Time) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
 }
 
 /// At least one certificate; every block must be readable.

@@ -21,7 +21,7 @@ mod store_tests;
 
 pub use credentials::Credentials;
 pub use store::CertStore;
-pub use verify::{describe, peer_identity};
+pub use verify::{describe, peer_expiry, peer_identity};
 
 /// For `CertificateStatus` and the dump.
 #[derive(Clone, Debug)]

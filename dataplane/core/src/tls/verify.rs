@@ -2,6 +2,7 @@
 //! identity is ours. There is no way to build a verifier that skips either.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -16,6 +17,7 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::check::system_time;
 use crate::identity::Identity;
 
 /// Why a chain that is good isn't let in all the same.
@@ -62,6 +64,17 @@ pub fn spiffe_ids(certificate: &X509Certificate<'_>) -> Vec<Identity> {
 pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity> {
     let leaf = chain?.first()?;
     ids_of(leaf).into_iter().next()
+}
+
+/// When the first certificate of a peer's chain expires: what was proved with it holds no longer.
+/// At once for what can't be read.
+pub fn peer_expiry(chain: Option<&[CertificateDer<'_>]>) -> SystemTime {
+    let expiry = |der: &CertificateDer<'_>| match X509Certificate::from_der(der) {
+        Ok((_, certificate)) => system_time(certificate.validity().not_after),
+        Err(_) => SystemTime::UNIX_EPOCH,
+    };
+    let all = chain.unwrap_or_default().iter().map(expiry);
+    all.min().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// A TLS error as an operator should read it, also when it comes wrapped in an I/O error.

@@ -1,0 +1,88 @@
+//! What must hold where the proxies meet an application or a peer that is not what it was.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::testing::{World, eventually, exchange, record, soon};
+use crate::state::fixture::Push;
+use crate::wire::workload as wds;
+
+#[tokio::test]
+async fn connections_end_when_the_address_gets_another_owner() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+
+    // Leaving alone ends nothing: it may finish what it has begun.
+    let db = record("db");
+    let leaves = Push::addresses().removed(&db.uid);
+    leaves.accepted_by(&world.web.shared.store);
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+
+    let next = wds::Workload {
+        uid: "c//Pod/shop/db-next".into(),
+        name: "db-next".into(),
+        ..db
+    };
+    Push::addresses()
+        .workload(next)
+        .accepted_by(&world.web.shared.store);
+    let end = soon(stream.read(&mut [0; 4])).await.unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    world
+        .logged(&["direction=\"outbound\"", "src.workload=\"web\""])
+        .await;
+    eventually("no tunnel is left", || {
+        world.db.proxy.connections().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_application_that_asks_for_it_gets_a_proxy_header_on_loopback() {
+    for (bind, dst, client) in [
+        ("127.0.0.1:9000", "10.77.0.2:8080", "10.77.0.1"),
+        ("[::1]:9000", "[fd77::2]:8080", "fd77::1"),
+    ] {
+        let world = World::new();
+        let peers = world.db.echo(bind);
+        let tunnel = wds::ApplicationTunnel {
+            protocol: wds::application_tunnel::Protocol::Proxy.into(),
+            port: 9000,
+        };
+        let db = wds::Workload {
+            application_tunnel: Some(tunnel),
+            ..record("db")
+        };
+        Push::addresses()
+            .workload(db)
+            .accepted_by(&world.db.shared.store);
+        let stream = world.web.dial(dst).await.unwrap();
+        let got = exchange(stream, b"hello").await.unwrap();
+        assert!(peers.lock().unwrap()[0].ip().is_loopback());
+        assert!(got.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21"), "{got:?}");
+        let contains = |part: &[u8]| got.windows(part.len()).any(|window| window == part);
+        let octets = |ip: &str| crate::state::fixture::ip(ip);
+        let host = dst.rsplit_once(':').unwrap().0.trim_matches(['[', ']']);
+        assert!(
+            contains(&[octets(client), octets(host)].concat()),
+            "{got:?}"
+        );
+        assert!(contains(b"spiffe://cluster.local/ns/shop/sa/web-sa"));
+        assert!(got.ends_with(b"hello"));
+    }
+}
+
+#[tokio::test]
+async fn addresses_of_refused_peers_are_logged_as_they_are_known() {
+    let mut world = World::new();
+    let dst = "10.77.0.2:15008".parse().unwrap();
+    let netns = &world.web.netns;
+    let stream = netns.connect(&world.web.shared.config, dst, None).await;
+    let _ = exchange(stream.unwrap(), b"no TLS at all").await;
+    let line = world.logged(&["connection failed", "inbound", "TLS"]).await;
+    assert!(!line.contains("ffff"), "{line}");
+    assert!(line.contains("error=\"10.77.0.1:"), "{line}");
+}
