@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderValue};
 
+use super::authority::LONGEST_NAME;
 use crate::state::Workload;
 use crate::telemetry::Side;
 
@@ -70,7 +71,9 @@ impl Baggage {
         for header in headers.get_all(BAGGAGE) {
             let Ok(text) = header.to_str() else { continue };
             for member in text.split(',') {
-                if let Some((key, value)) = member.split_once('=') {
+                if let Some((key, value)) = member.split_once('=')
+                    && value.len() <= LONGEST_NAME
+                {
                     baggage.set(key.trim(), value.trim());
                 }
             }
@@ -165,6 +168,8 @@ mod tests {
         assert_eq!(parsed.workload_type, "cronjob");
         assert_eq!(parsed.workload, "tick");
         assert_eq!(parsed.service, "a=b");
+        let long = format!("service.name={}", "a".repeat(254));
+        assert_eq!(Baggage::parse(&headers(&[&long])).service, "");
     }
 
     #[test]

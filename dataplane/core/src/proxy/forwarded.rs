@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderValue};
 
+use super::authority::LONGEST_NAME;
+
 pub const FORWARDED: &str = "forwarded";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +42,9 @@ impl Forwarded {
             let value = unquoted(value.trim());
             match key.trim().to_ascii_lowercase().as_str() {
                 "for" => forwarded.client = value.parse().ok(),
-                "host" if !value.is_empty() => forwarded.host = Some(value.to_owned()),
+                "host" if (1..=LONGEST_NAME).contains(&value.len()) => {
+                    forwarded.host = Some(value.to_owned());
+                }
                 _ => {}
             }
         }
@@ -83,6 +87,7 @@ mod tests {
         assert_eq!(parse("host=\"a.b\"").host.as_deref(), Some("a.b"));
         assert_eq!(parse("FOR=x; Host=a.b").host.as_deref(), Some("a.b"));
         assert_eq!(parse("host=").host, None);
+        assert_eq!(parse(&format!("host={}", "a".repeat(254))).host, None);
         assert_eq!(parse("\"").host, None);
     }
 
