@@ -284,6 +284,7 @@ pub async fn run(dialling: Dialling) {
 
 async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), Error> {
     let (dst, limits) = (dialling.key.dst, &dialling.limits);
+    still_valid(dst, dialling.tls.expires)?;
     let limit = limits.connect_timeout;
     let tcp = match tokio::time::timeout(limit, (dialling.dial)(dst)).await {
         Ok(Ok(tcp)) => tcp,
@@ -314,10 +315,7 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         Err(_) => return Err(Error::Timeout(dst, "TLS handshake", limit)),
     };
     let expires = expires.min(dialling.tls.expires);
-    if expires <= SystemTime::now() {
-        // Nobody could use it, and whoever waits would dial again and again.
-        return Err(Error::Tls(dst, "a certificate has just expired".to_owned()));
-    }
+    still_valid(dst, expires)?;
     let pings = connection
         .ping_pong()
         .ok_or_else(|| Error::Http2(dst, "PINGs are taken".to_owned()))?;
@@ -339,6 +337,14 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         killed: Arc::default(),
     };
     Ok((Arc::new(tunnel), connection, keepalive))
+}
+
+/// Nobody could use a tunnel of an expired certificate, and whoever waits would dial again and again.
+fn still_valid(dst: SocketAddr, expires: SystemTime) -> Result<(), Error> {
+    match expires <= SystemTime::now() {
+        true => Err(Error::Tls(dst, "a certificate has just expired".to_owned())),
+        false => Ok(()),
+    }
 }
 
 /// Until the connection ends by itself, the peer is dead, the pool is cut, or nobody used the
