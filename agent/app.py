@@ -93,6 +93,7 @@ class App:
             supervising,
             self._start(self._source.run()),
             self._start(self._reconciler.follow(self._pods.events())),
+            self._start(self._reconciler.watch_namespaces()),
         ]
         if self._identities is not None:
             tasks.append(self._start(self._identities.run()))

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from agent.errors import AgentError
 from agent.status import (
     CaptureView,
     CertificateView,
@@ -12,7 +13,10 @@ from agent.status import (
 )
 
 
-def dataplane_problems(view: DataplaneView) -> list[Problem]:
+def dataplane_problems(view: DataplaneView, silence: AgentError | None = None) -> list[Problem]:
+    """`silence`: why it told nothing although it is connected."""
+    if view.instance_id and silence is not None:
+        return [Problem("the data plane doesn't answer", str(silence), silence.remedy)]
     if view.instance_id and not view.cgroup:
         return [
             Problem(

@@ -1,11 +1,12 @@
 """Puts together what an operator sees: readiness, the status screen, and what is wrong."""
 
+import asyncio
 import dataclasses
 import os
 from datetime import UTC, datetime
 from importlib import metadata
 
-from agent.dataplane import Dataplane, DataplaneError
+from agent.dataplane import Dataplane, DataplaneError, DataplaneSilent
 from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
 from agent.pods.reconciler import Reconciler
@@ -31,6 +32,10 @@ from agent.status import (
     TypeView,
 )
 from agent.supervisor import Supervisor
+from proto.gen import control_pb2
+
+# Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
+PATIENCE = 3.0
 
 
 class Report:
@@ -73,15 +78,18 @@ class Report:
 
     async def pods(self) -> list[PodView]:
         """What the agent and the data plane know of each; without a data plane the former alone."""
-        told = {}
-        if (dataplane := self.dataplane) is not None:
-            try:
-                told = {status.pod.uid: status for status in await dataplane.list_pods()}
-            except DataplaneError:
-                told = {}
+        return (await self._pods_and_silence())[0]
+
+    async def _pods_and_silence(self) -> tuple[list[PodView], DataplaneError | None]:
+        """Also why the data plane, though connected, told nothing."""
+        captured = {view.uid for view in self._reconciler.views() if view.state == "captured"}
+        told, silence = await self._told()
         views = []
         for view in self._reconciler.views():
-            status = told.get(view.uid)
+            status = told.get(view.uid) if told is not None else None
+            # Before and after the question, so that it isn't one that comes or goes.
+            if told is not None and view.uid in captured and view.state == "captured":
+                view = _doubted(view, status)
             if status is not None:
                 view = dataclasses.replace(
                     view,
@@ -91,7 +99,20 @@ class Report:
                     outbound_connections=status.outbound_connections,
                 )
             views.append(view)
-        return views
+        return views, silence
+
+    async def _told(self) -> tuple[dict[str, control_pb2.PodStatus] | None, DataplaneError | None]:
+        dataplane = self.dataplane
+        if dataplane is None:
+            return None, None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return {status.pod.uid: status for status in await dataplane.list_pods()}, None
+        except TimeoutError:
+            return None, DataplaneSilent(f"it didn't tell its pods in {PATIENCE:g} s")
+        except DataplaneError as exc:
+            # A lost one is told by the supervisor.
+            return None, exc if dataplane.connected else None
 
     def certificates(self) -> list[CertificateView]:
         if self._identities is None:
@@ -135,12 +156,13 @@ class Report:
         return self._reconciler.repairs
 
     async def status(self) -> NodeStatus:
-        pods, certificates = await self.pods(), self.certificates()
+        pods, silence = await self._pods_and_silence()
+        certificates = self.certificates()
         control_plane, dataplane = self.control_plane(), self._supervisor.view()
         pending = self.pending()
         expiries = [entry.not_after for entry in certificates if entry.not_after is not None]
         problems = [
-            *dataplane_problems(dataplane),
+            *dataplane_problems(dataplane, silence),
             *control_plane_problems(control_plane, synced=self._feed.synced),
             *capture_problems(self._capture, self._feed.rules_error),
             *(Problem("pod list", text, "correct the file") for text in self._pods.problems()),
@@ -171,6 +193,21 @@ class Report:
             ),
             problems=tuple(problems),
         )
+
+
+def _doubted(view: PodView, status: control_pb2.PodStatus | None) -> PodView:
+    """Rules that lead to nobody are no capture that may be called verified."""
+    if status is not None and status.state == control_pb2.PodStatus.UP:
+        return view
+    found = "doesn't know it"
+    if status is not None:
+        found = f"has it as {control_pb2.PodStatus.State.Name(status.state).lower()}"
+    return dataclasses.replace(
+        view,
+        verified=False,
+        problem=f"its rules are in place but the data plane {found}: its connections are refused",
+        remedy="replace the data plane (SIGHUP to the agent), and report this",
+    )
 
 
 def summarise(pods: list[PodView], source: str) -> PodSummary:

@@ -27,6 +27,8 @@ __all__ = ["CaptureError", "PodTarget", "Reconciler"]
 
 log = logging.getLogger("underpass.pods")
 
+# A pod whose sandbox was made anew is bare until this is noticed. A stat costs microseconds.
+NAMESPACES_INTERVAL = 1.0
 # PodsSynced waits this long for pods that can't be added.
 SYNC_PATIENCE = 30.0
 
@@ -85,6 +87,17 @@ class Reconciler:
                 self._see_off(former)
                 former = []
                 self._listed.set()
+
+    async def watch_namespaces(self) -> None:
+        """Looks at once at a captured pod whose path names another namespace now. Ends only by
+        cancellation."""
+        while True:
+            await asyncio.sleep(NAMESPACES_INTERVAL)
+            for entry in self._pods.values():
+                lost = entry.captured and entry.pod.netns.identity() != entry.netns
+                if lost and entry.error is None:
+                    entry.verify_at = 0.0
+                    entry.wake.set()
 
     def _want(self, uid: str, pod: Pod | None) -> None:
         enrolment = self._pods.get(uid)

@@ -214,3 +214,15 @@ async def test_second_signal_cuts_what_still_drains(node: Node) -> None:
         assert await agent.wait() == 0
     assert not alive(dataplane)
     assert node.leaves() == []
+
+
+async def test_data_plane_that_hangs_is_told_at_once(node: Node) -> None:
+    await node.agent()
+    dataplane = await node.ready()
+    os.kill(dataplane, signal.SIGSTOP)
+    try:
+        said = await status_that_tells(node, "the data plane doesn't answer", "end it if it hangs")
+        assert said.code == 1
+    finally:
+        os.kill(dataplane, signal.SIGCONT)
+    assert await node.ready() == dataplane

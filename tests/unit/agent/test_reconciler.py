@@ -182,6 +182,29 @@ async def test_namespace_made_anew_under_its_path_is_followed(world: World) -> N
     await world.until(a="captured")
 
 
+async def test_namespace_made_anew_is_noticed_long_before_the_next_comparison(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.reconciler = Reconciler(world.redirect, verify_interval=timedelta(hours=1))
+    tasks = [
+        asyncio.create_task(world.reconciler.follow(world.events())),
+        asyncio.create_task(world.reconciler.watch_namespaces()),
+    ]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    (world.folder / "new").write_text("new")
+    (world.folder / "new").rename(world.folder / "a")
+    inode = (world.folder / "a").stat().st_ino
+    await eventually(lambda: world.target.up.get("uid-a") == inode)
+    await world.until(a="captured")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await world.reconciler.close()
+
+
 async def test_missing_namespace_is_a_problem_of_that_pod_until_it_comes(world: World) -> None:
     world.reconciler.attach(world.target, synced=True)
     world.tell(PodAdded(world.pod("late")))
