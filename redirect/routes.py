@@ -13,10 +13,8 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
-from pyroute2 import IPRoute  # type: ignore[attr-defined]
-from pyroute2.netlink.exceptions import NetlinkError
-
 from redirect.base import NotRetryable, RedirectError
+from redirect.rtnetlink import IPRoute, NetlinkError
 from redirect.ruleset import MARK_MASK, REPLY_MARK
 
 if TYPE_CHECKING:

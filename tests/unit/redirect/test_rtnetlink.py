@@ -1,0 +1,22 @@
+"""What the agent loads of pyroute2, and that nobody else is kept from the whole."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from redirect import routes
+loaded = {name for name in sys.modules if name.startswith("pyroute2")}
+assert "pyroute2.ndb.main" not in loaded, loaded
+import pyroute2
+assert pyroute2.IPRoute is routes.IPRoute
+assert pyroute2.NetlinkError is routes.NetlinkError
+assert pyroute2.NDB
+"""
+
+
+def test_only_what_routes_need_is_loaded_and_the_whole_package_still_can_be() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
