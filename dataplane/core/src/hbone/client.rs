@@ -226,7 +226,8 @@ impl Tunnel {
             true => self.ended.lock().clone(),
             false => None,
         };
-        ended.unwrap_or_else(|| broken(self.key.dst, err))
+        let settled = self.settled.load(Ordering::Acquire);
+        ended.unwrap_or_else(|| broken(self.key.dst, err, settled))
     }
 }
 
@@ -306,7 +307,7 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         let (send, connection) = client
             .handshake::<_, Bytes>(tls)
             .await
-            .map_err(|err| Error::Http2(dst, text(&err)))?;
+            .map_err(|err| broken(dst, &err, false))?;
         Ok((peer, expires, send, connection))
     };
     let (peer, expires, send, mut connection) = match tokio::time::timeout(limit, handshakes).await
@@ -367,7 +368,7 @@ async fn drive(
     let error = loop {
         tokio::select! {
             biased;
-            ended = &mut connection => break ended_by(dst, ended),
+            ended = &mut connection => break ended_by(dst, ended, opening.told),
             beat = poll_fn(|cx| keepalive.poll(cx)) => match beat {
                 Beat::Dead(silence) => break Error::Timeout(dst, "PING", silence),
                 Beat::Answered => {
@@ -418,18 +419,25 @@ fn next_look(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration) -> D
     next.min(until(tunnel.expires))
 }
 
-fn ended_by(dst: SocketAddr, ended: Result<(), h2::Error>) -> Error {
+fn ended_by(dst: SocketAddr, ended: Result<(), h2::Error>, settled: bool) -> Error {
     match ended {
         Ok(()) => Error::Http2(dst, "the peer closed the connection".to_owned()),
-        Err(err) => broken(dst, &err),
+        Err(err) => broken(dst, &err, settled),
     }
 }
 
 /// HTTP/2 keeps only kind and text of what failed below it; TLS errors are of this kind. A client
-/// learns here, after its own handshake, that the server refused its certificate.
-fn broken(dst: SocketAddr, err: &h2::Error) -> Error {
+/// learns here, after its own handshake, that the server refused its certificate. It may also find
+/// the connection closed before it could read the alert: until the peer's settings came, that is
+/// what a closed connection means.
+fn broken(dst: SocketAddr, err: &h2::Error, settled: bool) -> Error {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData};
     match err.get_io().map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::InvalidData) => Error::Tls(dst, text(err)),
+        Some(InvalidData) => Error::Tls(dst, text(err)),
+        Some(BrokenPipe | ConnectionReset) if !settled => {
+            let why = "closed right after the handshake: the peer may have refused our certificate";
+            Error::Tls(dst, format!("{why} ({})", text(err)))
+        }
         _ => Error::Http2(dst, text(err)),
     }
 }

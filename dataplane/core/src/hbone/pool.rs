@@ -145,6 +145,12 @@ impl Pool {
         self.inner.cut.send_replace(true);
     }
 
+    /// After `cut`: returns when no dial or tunnel is left, and no socket of theirs.
+    pub async fn gone(&self) {
+        // Each of their tasks listens for the cut as long as it runs.
+        self.inner.cut.closed().await;
+    }
+
     /// Ends every tunnel whose key is `gone`, with its streams.
     pub fn end_where(&self, gone: impl Fn(&Key) -> bool) {
         let ended: Vec<_> = {

@@ -171,7 +171,10 @@ async fn client_that_the_server_refuses_is_told_that_it_was_tls() {
     let all = (0..5).map(|_| pool.connect(key(server.addr), &stranger, connect()));
     for refused in futures_util::future::join_all(all).await {
         match refused.err() {
-            Some(Error::Tls(_, text)) => assert!(text.contains("alert"), "{text}"),
+            // The alert may be lost to the reset that follows it.
+            Some(Error::Tls(_, text)) => {
+                assert!(text.contains("alert") || text.contains("refused"), "{text}");
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -303,10 +306,11 @@ async fn cut_ends_tunnels_and_dials_at_once() {
     };
     eventually("dialling", || dials.load(Ordering::SeqCst) == 2).await;
     pool.cut();
+    tokio::time::timeout(LONG, pool.gone()).await.unwrap();
+    assert_eq!(pool.size().0, 0);
     assert!(matches!(waiting.await.unwrap(), Some(Error::Draining)));
     assert!(near.read(&mut [0; 1]).await.is_err());
     assert!(far.read(&mut [0; 1]).await.is_err());
-    eventually("nothing is left", || pool.size().0 == 0).await;
 }
 
 #[tokio::test]

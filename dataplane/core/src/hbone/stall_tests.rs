@@ -239,3 +239,24 @@ async fn drained_tunnel_ends_after_its_last_stream() {
     let both = async { tokio::join!(near, far) };
     tokio::time::timeout(LONG, both).await.expect("in time");
 }
+
+#[tokio::test]
+async fn reset_before_the_peers_settings_shows_as_a_refused_certificate() {
+    let mesh = Mesh::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let config = mesh.db.server.clone();
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        let tls = acceptor.accept(tcp).await.unwrap();
+        // As a peer that closes with our data unread: its alert is lost.
+        tls.get_ref().0.set_zero_linger().unwrap();
+    });
+    let pool = Pool::new(Limits::default(), dial());
+    let refused = mesh.connect(&pool, addr).await.err();
+    assert!(
+        matches!(&refused, Some(Error::Tls(_, text)) if text.contains("refused")),
+        "{refused:?}"
+    );
+}

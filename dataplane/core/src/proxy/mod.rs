@@ -37,6 +37,8 @@ mod traceparent;
 #[cfg(test)]
 mod boundary_tests;
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod e2e_tests;
 #[cfg(test)]
 mod testing;
@@ -158,6 +160,7 @@ impl PodProxy {
         self.pod.pool.cut();
         self.service.none_left().await;
         self.traffic.none_left().await;
+        self.pod.pool.gone().await;
         if self.served.swap(false, Relaxed) {
             let metrics = &self.pod.shared.telemetry.metrics;
             metrics.proxies_active.dec();

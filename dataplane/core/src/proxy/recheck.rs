@@ -2,7 +2,7 @@
 //! pod's newest record (upstream keeps the one of connect time: facts ztunnel 5.4).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -17,6 +17,9 @@ const BATCH: usize = 128;
 /// A stream of pushes may take this part of one core at most: 1/(1+REST).
 const REST: u32 = 4;
 
+/// However slow a check was, a denial waits no longer than this for the next one.
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
 /// Runs as long as the pod. `changes` was subscribed before the first connection was accepted.
 pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
@@ -24,7 +27,7 @@ pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
         let begin = Instant::now();
         check_all(&pod).await;
         end_tunnels_of_moved_addresses(&pod);
-        tokio::time::sleep(begin.elapsed() * REST).await;
+        tokio::time::sleep((begin.elapsed() * REST).min(LONGEST_REST)).await;
     }
 }
 
