@@ -46,7 +46,10 @@ class NetnsThread:
         try:
             fd = os.dup(netns_fd)
         except OSError as exc:
-            raise NetnsGone(f"{subject}: its network namespace isn't open any more") from exc
+            if exc.errno == errno.EBADF:
+                raise NetnsGone(f"{subject}: its network namespace isn't open any more") from exc
+            # Not the pod's fault: most likely the agent's limit of open files.
+            raise RedirectError(f"{subject}: {exc.strerror}; raise LimitNOFILE") from exc
         result: T = await self._submit(_Job(fd, job, subject))
         return result
 

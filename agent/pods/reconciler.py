@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
 
-from agent.dataplane import DataplaneError
+from agent.dataplane import DataplaneError, DataplaneLost
 from agent.errors import AgentError
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Held, Ledger
@@ -31,6 +31,7 @@ log = logging.getLogger("underpass.pods")
 NAMESPACES_INTERVAL = 1.0
 # PodsSynced waits this long for pods that can't be added.
 SYNC_PATIENCE = 30.0
+ANNOUNCE_AGAIN = 1.0
 
 
 class InternalError(AgentError):
@@ -308,19 +309,26 @@ class Reconciler:
     async def _announce(self, dataplane: PodTarget) -> None:
         """Pods that left while nobody looked end here, and only when the list is complete."""
         await self._listed.wait()
-        try:
-            await dataplane.keep_pods([uid for uid, entry in self._pods.items() if entry.wanted])
-            patience = _now() + SYNC_PATIENCE
-            while _now() < patience and not all(
-                entry.wanted is None or entry.tried_in == self._generation
-                for entry in self._pods.values()
-            ):
-                await asyncio.sleep(0.02)
-            await dataplane.pods_synced()
-            self.announced.set()
-        except DataplaneError as exc:
-            # The connection's end is handled where it is watched; the next attach announces anew.
-            log.warning("pods not announced", extra={"error": exc})
+        while not self.announced.is_set():
+            try:
+                await self._tell_list(dataplane)
+                self.announced.set()
+            except DataplaneLost:
+                # Met where the connection is watched; the next attach announces anew.
+                return
+            except DataplaneError as exc:
+                log.warning("pods not announced", extra={"error": exc})
+                await asyncio.sleep(ANNOUNCE_AGAIN)
+
+    async def _tell_list(self, dataplane: PodTarget) -> None:
+        await dataplane.keep_pods([uid for uid, entry in self._pods.items() if entry.wanted])
+        patience = _now() + SYNC_PATIENCE
+        while _now() < patience and not all(
+            entry.wanted is None or entry.tried_in == self._generation
+            for entry in self._pods.values()
+        ):
+            await asyncio.sleep(0.02)
+        await dataplane.pods_synced()
 
     def _stop_announcing(self) -> None:
         if self._announcing is not None:

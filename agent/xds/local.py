@@ -24,6 +24,8 @@ from proto.gen import control_pb2, discovery_pb2
 
 # An edit should show before its author has switched windows; a stat costs microseconds.
 POLL = timedelta(milliseconds=250)
+# A defect repeats itself; its traceback needn't fill the log.
+_AFTER_DEFECT = timedelta(seconds=10)
 _KEPT = "the last good content stays in force"
 
 log = logging.getLogger("underpass.xds")
@@ -76,6 +78,11 @@ class LocalFile:
             except AgentError as error:
                 self._show(str(error))
                 await attached.linger(self._poll)
+            except Exception as error:
+                # A defect here must not end the agent: the data plane serves with what it knows.
+                log.exception("local file failed unexpectedly")
+                self._show(f"{self._path}: {type(error).__name__}: {error}; {_KEPT}")
+                await attached.linger(_AFTER_DEFECT)
 
     async def _feed(self, attached: Attachment) -> None:
         """Until this data plane is gone. Raises DataplaneError."""

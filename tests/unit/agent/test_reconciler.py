@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.dataplane import DataplaneError, DataplaneLost, InUse, InvalidRequest
+from agent.dataplane import (
+    DataplaneError,
+    DataplaneLost,
+    DataplaneSilent,
+    InUse,
+    InvalidRequest,
+)
 from agent.errors import NetnsMissing
+from agent.pods import reconciler
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Ledger
 from agent.pods.netns import NetnsId, NetnsPath
@@ -45,6 +52,7 @@ class FakeTarget:
         self.kept: list[set[str]] = []
         self.synced = False
         self.faults: list[DataplaneError] = []
+        self.keep_faults: list[DataplaneError] = []
         self.hold: asyncio.Event | None = None
 
     async def add_pod(
@@ -66,6 +74,8 @@ class FakeTarget:
         self.up.pop(uid, None)
 
     async def keep_pods(self, uids: Iterable[str]) -> None:
+        if self.keep_faults:
+            raise self.keep_faults.pop(0)
         self.kept.append(set(uids))
 
     async def pods_synced(self) -> None:
@@ -380,6 +390,18 @@ async def test_only_a_complete_list_ends_pods_of_an_earlier_agent(world: World) 
     world.tell(PodsSynced())
     await eventually(lambda: world.target.synced)
     assert world.target.kept == [{"uid-a", "uid-b"}]
+
+
+async def test_announcement_that_fails_is_repeated(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "ANNOUNCE_AGAIN", 0.01)
+    world.target.keep_faults = [DataplaneSilent("no answer")]
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    world.tell(PodsSynced())
+    await eventually(lambda: world.target.synced)
+    assert world.target.kept == [{"uid-a"}]
 
 
 async def test_node_is_settled_though_one_pod_of_the_list_fails(world: World) -> None:

@@ -135,3 +135,20 @@ async def test_descriptors_are_given_back(kernel: FakeKernel, fd: int) -> None:
     await thread.run(fd, lambda: None, subject="pod")
     assert len(os.listdir("/proc/self/fd")) == before
     await thread.close()
+
+
+async def test_lack_of_descriptors_is_not_taken_for_a_dead_pod(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    thread = NetnsThread()
+    monkeypatch.setattr(os, "dup", full)
+    with pytest.raises(RedirectError, match="shop/a: Too many open files") as caught:
+        await thread.run(0, lambda: None, subject="shop/a")
+    assert caught.value.retryable
+    monkeypatch.undo()
+    with pytest.raises(NetnsGone):
+        await thread.run(1 << 20, lambda: None, subject="shop/a")
+    await thread.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.dataplane import DataplaneLost
-from agent.xds import ADDRESS, AUTHORIZATION, LocalFile
+from agent.xds import ADDRESS, AUTHORIZATION, LocalFile, local
 from agent.xds.fields import LocalFileError
 from agent.xds.manifest import parse
 from proto.gen import authorization_pb2, discovery_pb2, workload_pb2
@@ -277,3 +277,20 @@ async def test_lost_push_is_repeated_and_a_rejected_resource_is_shown(tmp_path: 
         assert source.status().types[AUTHORIZATION].rejected == {"shop/deny": "no"}
         await eventually(lambda: source.status().connected)
         assert len(target.responses) == 2
+
+
+async def test_defect_while_reading_ends_nothing_and_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mesh.yaml"
+    path.write_text(MESH)
+    good = parse
+    monkeypatch.setattr(local, "_AFTER_DEFECT", timedelta(milliseconds=10))
+    monkeypatch.setattr(local, "parse", lambda *_: 1 // 0)
+    async with running(path) as source:
+        target = RecordingDataplane()
+        source.attach(target, [])
+        await eventually(lambda: "ZeroDivisionError" in source.status().last_error)
+        monkeypatch.setattr(local, "parse", good)
+        await eventually(lambda: len(target.responses) == 2)
+        await eventually(lambda: source.status().last_error == "")
