@@ -271,3 +271,36 @@ impl Drop for Live {
         self.0.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::World;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_over_an_expired_tunnel_is_refused_before_anything_is_asked() {
+        let world = World::new();
+        let pod = &world.db.proxy.pod;
+        let after = |expires| async move {
+            let ends = Ends {
+                peer: "10.77.0.1:40000".parse().unwrap(),
+                local: "10.77.0.2:15008".parse().unwrap(),
+                identity: Identity::new("cluster.local", "shop", "web-sa"),
+                expires,
+            };
+            let request = Request {
+                method: Method::CONNECT,
+                authority: Some("10.77.0.2:8080".into()),
+                headers: HeaderMap::new(),
+            };
+            check(pod, &ends, request).await.map(drop)
+        };
+        let now = SystemTime::now();
+        let refused = after(now).await.expect_err("it expired");
+        assert!(matches!(refused, Early::TunnelExpired), "{refused}");
+        assert_eq!(refused.status(), 401);
+        after(now + Duration::from_secs(60)).await.expect("not yet");
+    }
+}
