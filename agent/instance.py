@@ -91,6 +91,9 @@ class Instance:
             _kill(pidfd)
             _reap(pid, wait=True)
             os.close(pidfd)
+            socket.unlink(missing_ok=True)
+            if process.cgroup_parent is not None:
+                await remove_leaf(process.cgroup_parent / f"dataplane-{number}")
             raise
         instance.pid, instance.pidfd = pid, pidfd
         return instance

@@ -116,6 +116,15 @@ class Node:
         parent = mount / "underpass" / self.name
         return sorted(entry.parent.name for entry in parent.glob("*/cgroup.procs"))
 
+    def processes_of(self, leaf: str) -> list[int]:
+        mount = cgroup2_mount()
+        assert mount is not None
+        try:
+            found = (mount / "underpass" / self.name / leaf / "cgroup.procs").read_text()
+        except OSError:
+            return []
+        return [int(pid) for pid in found.split()]
+
     def sockets(self) -> list[str]:
         return sorted(path.name for path in self.paths.glob("dataplane-*.sock"))
 

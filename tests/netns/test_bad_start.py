@@ -226,3 +226,24 @@ async def test_data_plane_that_hangs_is_told_at_once(node: Node) -> None:
     finally:
         os.kill(dataplane, signal.SIGCONT)
     assert await node.ready() == dataplane
+
+
+@pytest.mark.parametrize("victim", ["dataplane-1", "dataplane-2"])
+async def test_data_plane_that_dies_during_a_replacement_costs_no_patience(
+    node: Node, victim: str
+) -> None:
+    agent = await node.agent()
+    old = await node.ready()
+    agent.send_signal(signal.SIGHUP)
+    await eventually(lambda: node.processes_of(victim) and len(node.leaves()) == 2, within=30)
+    for pid in node.processes_of(victim):
+        os.kill(pid, signal.SIGKILL)
+    # Whoever of the two is left, or their successor, has the pod; nobody waits for the dead.
+    await eventually(lambda: not node.processes_of(victim), within=15)
+    async with asyncio.timeout(20):
+        while not alive(serving := await node.ready()):
+            await asyncio.sleep(0.02)
+    await eventually(lambda: len(node.leaves()) == 1, within=15, what=node.leaves)
+    if victim == "dataplane-1":
+        assert serving != old
+    assert (await status_that_tells(node, "1 verified")).tells("serving")
