@@ -1,10 +1,12 @@
-"""Checks that relative links and heading anchors of the given Markdown files and folders hold."""
+"""Checks that relative links, heading anchors and named source paths of Markdown pages hold."""
 
 import re
 import sys
 from pathlib import Path
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# A path of this tree in code style, such as `agent/pods/file.py`.
+SOURCE = re.compile(r"`((?:agent|redirect|bpf|dataplane|proto|controlplane|tests|tools)/[^`\s*]+)`")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 
 
@@ -20,6 +22,9 @@ def main(arguments: list[str]) -> int:
                 problems.append(f"{page}: {target}: no such file")
             elif anchor and file.suffix == ".md" and anchor not in anchors(file):
                 problems.append(f"{page}: {target}: no such heading")
+        for source in SOURCE.findall(page.read_text()):
+            if not Path(source).exists():
+                problems.append(f"{page}: {source}: no such file in the tree")
     print("\n".join(problems) or "links hold")
     return 1 if problems else 0
 
