@@ -3,7 +3,9 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,8 +20,28 @@ pub(crate) struct TestNetns {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Removes what killed test processes left: names hold the pid of their process.
+pub(crate) fn sweep() {
+    static SWEPT: Once = Once::new();
+    SWEPT.call_once(|| {
+        let entries = std::fs::read_dir("/run/netns").into_iter().flatten();
+        for name in entries.flatten().map(|entry| entry.file_name()) {
+            let Some(name) = name.to_str() else { continue };
+            let rest = ["up-control-p", "up-control-", "up-proxy-"]
+                .iter()
+                .find_map(|prefix| name.strip_prefix(prefix));
+            let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                // Another test process may sweep at the same time: a failure is its success.
+                let _ = Command::new("ip").args(["netns", "del", name]).status();
+            }
+        }
+    });
+}
+
 impl TestNetns {
     pub fn new() -> Self {
+        sweep();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("up-control-{}-{number}", std::process::id());
         run("ip", &["netns", "add", &name]);
