@@ -125,6 +125,7 @@ async fn nobody_in_the_pod_can_join_a_listeners_port() {
     ] {
         let socket = ns.enter(|| Socket::new(domain, Type::STREAM, None));
         let socket = socket.unwrap().unwrap();
+        #[allow(clippy::disallowed_methods)] // this is the attacker
         socket.set_reuse_port(true).unwrap();
         socket.set_reuse_address(true).unwrap();
         let addr: SocketAddr = addr.parse().unwrap();
