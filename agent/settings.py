@@ -257,7 +257,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("dataplane.bin", path, None, "The underpass-dataplane to start [beside python, PATH]"),
     Setting(
-        "dataplane.workers", count(0, 1024), 0, "Worker threads of the data plane; 0: one a core"
+        "dataplane.workers",
+        count(0, 1024),
+        0,
+        "Worker threads of the data plane; 0: half the cores",
     ),
     Setting("dataplane.cgroup-parent", words, "auto", "cgroup2 folder for its leaf, auto, or none"),
     # facts ztunnel 11.4

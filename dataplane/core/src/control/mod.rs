@@ -40,7 +40,7 @@ pub struct Options {
     pub socket: PathBuf,
     /// cgroup2 leaf to move into before any socket is opened; created if missing.
     pub cgroup: Option<PathBuf>,
-    /// 0: one a core.
+    /// 0: half as many as cores.
     pub workers: usize,
 }
 

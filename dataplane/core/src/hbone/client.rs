@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::keepalive::{Beat, Keepalive};
 use super::pool::Inner;
 use super::server::text;
-use super::settings::Http2;
+use super::settings::{Http2, TLS_BUFFER};
 use super::socket::Socket;
 use super::{Connect, Dial, Error, Key, Stream, until};
 use crate::config::Limits;
@@ -296,13 +296,14 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
     let handshakes = async {
         // Not sent and not checked: identities count, not names.
         let name = ServerName::from(dst.ip());
-        let tls = TlsConnector::from(dialling.tls.config.clone())
+        let mut tls = TlsConnector::from(dialling.tls.config.clone())
             .connect(name, Socket::new(tcp))
             .await
             .map_err(|err| Error::Tls(dst, describe(&err)))?;
         let peer = peer_identity(tls.get_ref().1.peer_certificates())
             .ok_or_else(|| Error::Tls(dst, "the peer has no SPIFFE identity".to_owned()))?;
         let expires = peer_expiry(tls.get_ref().1.peer_certificates());
+        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let client = dialling.http2.client(limits.pool_max_streams);
         let (send, connection) = client
             .handshake::<_, Bytes>(tls)

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::keepalive::{Beat, Keepalive};
-use super::settings::Http2;
+use super::settings::{Http2, TLS_BUFFER};
 use super::socket::Socket;
 use super::{Error, Stream, until};
 use crate::config::{Limits, canonical_addr};
@@ -179,13 +179,14 @@ async fn handshakes(
     http2: &Http2,
     from: SocketAddr,
 ) -> Result<Tunnel, Error> {
-    let tls = TlsAcceptor::from(credentials.server.clone())
+    let mut tls = TlsAcceptor::from(credentials.server.clone())
         .accept(Socket::new(tcp))
         .await
         .map_err(|err| Error::Tls(from, describe(&err)))?;
     let peer = peer_identity(tls.get_ref().1.peer_certificates())
         .ok_or_else(|| Error::Tls(from, "the peer has no SPIFFE identity".to_owned()))?;
     let expires = peer_expiry(tls.get_ref().1.peer_certificates()).min(credentials.not_after);
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let mut connection = http2
         .server()
         .handshake(tls)

@@ -22,6 +22,10 @@ pub struct Http2 {
 /// neighbours on the tunnel down before the flow control window stops the sender.
 const SMALL_FRAME_BUDGET: usize = 64 << 20;
 
+/// Ciphertext that TLS takes on before the socket has it. Room for a whole frame, so that it leaves
+/// in one call: what ends a call goes out as a short packet.
+pub const TLS_BUFFER: usize = (1 << 20) + (64 << 10);
+
 /// A full tunnel whose streams are all cancelled between two reads is no attack.
 const CANCELLED_UNSEEN: usize = 200;
 

@@ -1,20 +1,25 @@
-//! The TCP socket below TLS. The TLS library reads 4 KiB at a time; this reads 64 KiB and keeps the
-//! buffer only while there is something in it, so that idle tunnels stay small.
+//! The TCP socket below TLS. The TLS library reads 4 KiB at a time; this reads ahead, the more the
+//! more comes, and keeps the buffer only while there is something in it, so that idle tunnels stay
+//! small.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-const READ: usize = 64 << 10;
+/// Requests need little, and a small buffer is cheap to allocate.
+const FIRST_READ: usize = 4 << 10;
+const LONGEST_READ: usize = 64 << 10;
 
 pub struct Socket {
     tcp: TcpStream,
     ahead: BytesMut,
+    /// Of the next read.
+    size: usize,
 }
 
 impl Socket {
@@ -24,7 +29,25 @@ impl Socket {
         Self {
             tcp,
             ahead: BytesMut::new(),
+            size: FIRST_READ,
         }
+    }
+
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ahead.reserve(self.size);
+        let mut room = (&mut self.ahead).limit(self.size);
+        let read = pin!(self.tcp.read_buf(&mut room)).poll(cx);
+        let got = self.ahead.len();
+        if got == 0 {
+            self.ahead = BytesMut::new();
+        }
+        ready!(read)?;
+        if got >= self.size {
+            self.size = (self.size * 4).min(LONGEST_READ);
+        } else if got < self.size / 4 {
+            self.size = (self.size / 2).max(FIRST_READ);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -36,15 +59,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.ahead.is_empty() {
-            if buf.remaining() >= READ {
-                return Pin::new(&mut this.tcp).poll_read(cx, buf);
-            }
-            this.ahead.reserve(READ);
-            let read = pin!(this.tcp.read_buf(&mut this.ahead)).poll(cx);
-            if this.ahead.is_empty() {
-                this.ahead = BytesMut::new();
-            }
-            ready!(read)?;
+            ready!(this.poll_ahead(cx))?;
         }
         let take = this.ahead.len().min(buf.remaining());
         buf.put_slice(&this.ahead[..take]);
