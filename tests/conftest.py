@@ -13,7 +13,7 @@ import pytest_asyncio
 from agent.cli.demo.mesh import Mesh
 from agent.cli.demo.netns import FOLDER
 from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
-from agent.cli.demo.world import PREFIX, World, down
+from agent.cli.demo.world import PREFIX, World, cgroup2_mounts, down
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,8 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _sweep_crashed_runs() -> None:
     """Prefixes are `t<pid>x<n>`; those whose process is gone belong to nobody."""
     prefixes = set()
-    for path in FOLDER.glob(f"{PREFIX}-t*"):
-        if found := re.match(rf"{PREFIX}-(t(\d+)x\d+)-", path.name):
+    names = [path.name.removeprefix(f"{PREFIX}-") for path in FOLDER.glob(f"{PREFIX}-t*")]
+    for root in cgroup2_mounts():
+        names += [path.name for path in (root / "underpass").glob("t*-node*")]
+    for name in names:
+        if found := re.match(r"(t(\d+)x\d+)-", name):
             prefix, pid = found.groups()
             if not os.path.exists(f"/proc/{pid}"):
                 prefixes.add(prefix)
