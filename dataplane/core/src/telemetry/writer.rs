@@ -11,6 +11,9 @@ use std::time::Duration;
 const QUEUE_LINES: usize = 10_000;
 /// Lines written by one call.
 const BATCH_LINES: usize = 64;
+/// After a call, for more lines to gather: to wake the thread for each would cost a busy worker more
+/// than the line itself. A line after a quiet time is written at once.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,9 +77,13 @@ fn write_all(mut output: Box<dyn Write + Send>, items: &Receiver<Item>) {
     let mut batch = Vec::new();
     while let Ok(first) = items.recv() {
         let mut waiting = None;
+        let mut lines = 0;
         for item in std::iter::once(first).chain(items.try_iter().take(BATCH_LINES - 1)) {
             match item {
-                Item::Line(line) => batch.extend_from_slice(line.as_bytes()),
+                Item::Line(line) => {
+                    lines += 1;
+                    batch.extend_from_slice(line.as_bytes());
+                }
                 Item::Flush(done) => waiting = Some(done),
             }
         }
@@ -85,6 +92,8 @@ fn write_all(mut output: Box<dyn Write + Send>, items: &Receiver<Item>) {
         batch.clear();
         if let Some(done) = waiting {
             let _ = done.try_send(());
+        } else if lines < BATCH_LINES {
+            std::thread::sleep(PAUSE);
         }
     }
 }
