@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::Reason;
 use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::gather::Gather;
 use super::keepalive::{Beat, Keepalive};
 use super::pool::Inner;
 use super::server::text;
@@ -366,10 +368,11 @@ async fn drive(
     let killed = tunnel.upgrade().map(|t| t.killed.clone());
     let killed = killed.unwrap_or_default();
     let mut cut = dialling.cut.clone();
+    let mut gather = Gather::default();
     let error = loop {
         tokio::select! {
             biased;
-            ended = &mut connection => break ended_by(dst, ended, opening.told),
+            ended = poll_fn(|cx| gather.poll(cx, |cx| connection.poll_unpin(cx))) => break ended_by(dst, ended, opening.told),
             beat = poll_fn(|cx| keepalive.poll(cx)) => match beat {
                 Beat::Dead(silence) => break Error::Timeout(dst, "PING", silence),
                 Beat::Answered => {

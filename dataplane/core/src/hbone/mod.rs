@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use crate::identity::Identity;
 
 mod client;
+mod gather;
 mod keepalive;
 mod pool;
 mod server;

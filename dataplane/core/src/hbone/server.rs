@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::gather::Gather;
 use super::keepalive::{Beat, Keepalive};
 use super::settings::{Http2, TLS_BUFFER};
 use super::socket::Socket;
@@ -41,6 +42,7 @@ pub struct Responder {
 /// One inbound tunnel after its handshakes.
 pub struct Tunnel {
     connection: Connection<TlsStream<Socket>, Bytes>,
+    gather: Gather,
     keepalive: Keepalive,
     peer: Identity,
     from: SocketAddr,
@@ -126,9 +128,10 @@ impl Tunnel {
             return Some(None);
         }
         let from = self.from;
+        let accepted = poll_fn(|cx| self.gather.poll(cx, |cx| self.connection.poll_accept(cx)));
         tokio::select! {
             biased;
-            request = self.connection.accept() => Some(match request {
+            request = accepted => Some(match request {
                 Some(Ok((request, respond))) => Some(Ok(received(request, respond, from))),
                 Some(Err(err)) => {
                     self.over = true;
@@ -197,6 +200,7 @@ async fn handshakes(
         .ok_or_else(|| Error::Http2(from, "PINGs are taken".to_owned()))?;
     Ok(Tunnel {
         connection,
+        gather: Gather::default(),
         keepalive: Keepalive::new(pings, http2.ping_interval, http2.ping_timeout),
         peer,
         from,
