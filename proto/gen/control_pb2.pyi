@@ -7,8 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class OriginalSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ORIGINAL_SOURCE_AUTO: _ClassVar[OriginalSource]
+    ORIGINAL_SOURCE_MUST: _ClassVar[OriginalSource]
+    ORIGINAL_SOURCE_NEVER: _ClassVar[OriginalSource]
+
+class Enforcement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENFORCEMENT_OFF: _ClassVar[Enforcement]
+    ENFORCEMENT_DRY_RUN: _ClassVar[Enforcement]
+    ENFORCEMENT_ON: _ClassVar[Enforcement]
+ORIGINAL_SOURCE_AUTO: OriginalSource
+ORIGINAL_SOURCE_MUST: OriginalSource
+ORIGINAL_SOURCE_NEVER: OriginalSource
+ENFORCEMENT_OFF: Enforcement
+ENFORCEMENT_DRY_RUN: Enforcement
+ENFORCEMENT_ON: Enforcement
+
 class Request(_message.Message):
-    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods")
+    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods", "set_trust", "explain", "list_verdicts", "list_policy_hits")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +48,10 @@ class Request(_message.Message):
     HAND_OVER_DONE_FIELD_NUMBER: _ClassVar[int]
     TAKE_LISTENERS_FIELD_NUMBER: _ClassVar[int]
     LIST_PODS_FIELD_NUMBER: _ClassVar[int]
+    SET_TRUST_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    LIST_VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    LIST_POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
     hello: Hello
@@ -51,10 +73,14 @@ class Request(_message.Message):
     hand_over_done: HandOverDone
     take_listeners: TakeListeners
     list_pods: ListPods
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ...) -> None: ...
+    set_trust: SetTrust
+    explain: Explain
+    list_verdicts: ListVerdicts
+    list_policy_hits: ListPolicyHits
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ..., set_trust: _Optional[_Union[SetTrust, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., list_verdicts: _Optional[_Union[ListVerdicts, _Mapping]] = ..., list_policy_hits: _Optional[_Union[ListPolicyHits, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "event")
+    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "explain", "verdicts", "policy_hits", "event")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +94,9 @@ class Reply(_message.Message):
     LISTENERS_FIELD_NUMBER: _ClassVar[int]
     PODS_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
@@ -82,8 +111,11 @@ class Reply(_message.Message):
     listeners: HandOverListeners
     pods: PodsReply
     certificate: InstallCertificateReply
+    explain: ExplainReply
+    verdicts: VerdictsReply
+    policy_hits: PolicyHitsReply
     event: Event
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., explain: _Optional[_Union[ExplainReply, _Mapping]] = ..., verdicts: _Optional[_Union[VerdictsReply, _Mapping]] = ..., policy_hits: _Optional[_Union[PolicyHitsReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
@@ -138,7 +170,7 @@ class Hello(_message.Message):
     def __init__(self, role: _Optional[_Union[Hello.Role, str]] = ..., version: _Optional[int] = ..., config: _Optional[_Union[InstanceConfig, _Mapping]] = ...) -> None: ...
 
 class InstanceConfig(_message.Message):
-    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled")
+    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled", "dns_port", "dns", "socks5_port", "on_demand", "original_source", "localhost_app_tunnel_off", "response_baggage_off", "http2", "keepalive", "telemetry")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +182,16 @@ class InstanceConfig(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
     IPV6_DISABLED_FIELD_NUMBER: _ClassVar[int]
+    DNS_PORT_FIELD_NUMBER: _ClassVar[int]
+    DNS_FIELD_NUMBER: _ClassVar[int]
+    SOCKS5_PORT_FIELD_NUMBER: _ClassVar[int]
+    ON_DEMAND_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LOCALHOST_APP_TUNNEL_OFF_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_BAGGAGE_OFF_FIELD_NUMBER: _ClassVar[int]
+    HTTP2_FIELD_NUMBER: _ClassVar[int]
+    KEEPALIVE_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
     node: str
     network: str
     cluster_id: str
@@ -161,10 +203,70 @@ class InstanceConfig(_message.Message):
     limits: Limits
     mark: int
     ipv6_disabled: bool
-    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ...) -> None: ...
+    dns_port: int
+    dns: Dns
+    socks5_port: int
+    on_demand: bool
+    original_source: OriginalSource
+    localhost_app_tunnel_off: bool
+    response_baggage_off: bool
+    http2: Http2
+    keepalive: Keepalive
+    telemetry: Telemetry
+    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class Dns(_message.Message):
+    __slots__ = ("cluster_domain", "nameservers", "preferred_namespace", "forward_timeout_ms", "cache_entries", "pod_max_pending")
+    CLUSTER_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    NAMESERVERS_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    POD_MAX_PENDING_FIELD_NUMBER: _ClassVar[int]
+    cluster_domain: str
+    nameservers: _containers.RepeatedScalarFieldContainer[str]
+    preferred_namespace: str
+    forward_timeout_ms: int
+    cache_entries: int
+    pod_max_pending: int
+    def __init__(self, cluster_domain: _Optional[str] = ..., nameservers: _Optional[_Iterable[str]] = ..., preferred_namespace: _Optional[str] = ..., forward_timeout_ms: _Optional[int] = ..., cache_entries: _Optional[int] = ..., pod_max_pending: _Optional[int] = ...) -> None: ...
+
+class Http2(_message.Message):
+    __slots__ = ("stream_window", "connection_window", "frame_size")
+    STREAM_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FRAME_SIZE_FIELD_NUMBER: _ClassVar[int]
+    stream_window: int
+    connection_window: int
+    frame_size: int
+    def __init__(self, stream_window: _Optional[int] = ..., connection_window: _Optional[int] = ..., frame_size: _Optional[int] = ...) -> None: ...
+
+class Keepalive(_message.Message):
+    __slots__ = ("off", "time_s", "interval_s", "retries", "user_timeout")
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    USER_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    off: bool
+    time_s: int
+    interval_s: int
+    retries: int
+    user_timeout: bool
+    def __init__(self, off: _Optional[bool] = ..., time_s: _Optional[int] = ..., interval_s: _Optional[int] = ..., retries: _Optional[int] = ..., user_timeout: _Optional[bool] = ...) -> None: ...
+
+class Telemetry(_message.Message):
+    __slots__ = ("otlp_endpoint", "series_ttl_ms", "istio_version")
+    OTLP_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    SERIES_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    ISTIO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    otlp_endpoint: str
+    series_ttl_ms: int
+    istio_version: str
+    def __init__(self, otlp_endpoint: _Optional[str] = ..., series_ttl_ms: _Optional[int] = ..., istio_version: _Optional[str] = ...) -> None: ...
 
 class LogConfig(_message.Message):
-    __slots__ = ("format", "filter", "access_log_off")
+    __slots__ = ("format", "filter", "access_log_off", "omit_fields", "sample_one_in", "queue_lines", "policy_decisions")
     class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         TEXT: _ClassVar[LogConfig.Format]
@@ -174,13 +276,21 @@ class LogConfig(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     ACCESS_LOG_OFF_FIELD_NUMBER: _ClassVar[int]
+    OMIT_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_ONE_IN_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LINES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DECISIONS_FIELD_NUMBER: _ClassVar[int]
     format: LogConfig.Format
     filter: str
     access_log_off: bool
-    def __init__(self, format: _Optional[_Union[LogConfig.Format, str]] = ..., filter: _Optional[str] = ..., access_log_off: _Optional[bool] = ...) -> None: ...
+    omit_fields: _containers.RepeatedScalarFieldContainer[str]
+    sample_one_in: int
+    queue_lines: int
+    policy_decisions: bool
+    def __init__(self, format: _Optional[_Union[LogConfig.Format, str]] = ..., filter: _Optional[str] = ..., access_log_off: _Optional[bool] = ..., omit_fields: _Optional[_Iterable[str]] = ..., sample_one_in: _Optional[int] = ..., queue_lines: _Optional[int] = ..., policy_decisions: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("connect_timeout_ms", "tls_handshake_timeout_ms", "connect_answer_timeout_ms", "workload_wait_ms", "pool_max_streams", "pool_idle_ms", "pool_max_tunnels", "pod_max_connections", "drain_deadline_ms")
+    __slots__ = ("connect_timeout_ms", "tls_handshake_timeout_ms", "connect_answer_timeout_ms", "workload_wait_ms", "pool_max_streams", "pool_idle_ms", "pool_max_tunnels", "pod_max_connections", "drain_deadline_ms", "preface_timeout_ms", "pod_max_handshakes")
     CONNECT_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     TLS_HANDSHAKE_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     CONNECT_ANSWER_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +300,8 @@ class Limits(_message.Message):
     POOL_MAX_TUNNELS_FIELD_NUMBER: _ClassVar[int]
     POD_MAX_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFACE_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    POD_MAX_HANDSHAKES_FIELD_NUMBER: _ClassVar[int]
     connect_timeout_ms: int
     tls_handshake_timeout_ms: int
     connect_answer_timeout_ms: int
@@ -199,7 +311,9 @@ class Limits(_message.Message):
     pool_max_tunnels: int
     pod_max_connections: int
     drain_deadline_ms: int
-    def __init__(self, connect_timeout_ms: _Optional[int] = ..., tls_handshake_timeout_ms: _Optional[int] = ..., connect_answer_timeout_ms: _Optional[int] = ..., workload_wait_ms: _Optional[int] = ..., pool_max_streams: _Optional[int] = ..., pool_idle_ms: _Optional[int] = ..., pool_max_tunnels: _Optional[int] = ..., pod_max_connections: _Optional[int] = ..., drain_deadline_ms: _Optional[int] = ...) -> None: ...
+    preface_timeout_ms: int
+    pod_max_handshakes: int
+    def __init__(self, connect_timeout_ms: _Optional[int] = ..., tls_handshake_timeout_ms: _Optional[int] = ..., connect_answer_timeout_ms: _Optional[int] = ..., workload_wait_ms: _Optional[int] = ..., pool_max_streams: _Optional[int] = ..., pool_idle_ms: _Optional[int] = ..., pool_max_tunnels: _Optional[int] = ..., pod_max_connections: _Optional[int] = ..., drain_deadline_ms: _Optional[int] = ..., preface_timeout_ms: _Optional[int] = ..., pod_max_handshakes: _Optional[int] = ...) -> None: ...
 
 class HelloReply(_message.Message):
     __slots__ = ("version", "instance_id", "pid", "cgroup", "config", "pods", "certificates", "types", "build", "draining", "synced")
@@ -266,7 +380,7 @@ class Pod(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., service_account: _Optional[str] = ...) -> None: ...
 
 class PodSettings(_message.Message):
-    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces")
+    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required")
     class Capture(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NFTABLES: _ClassVar[PodSettings.Capture]
@@ -281,13 +395,29 @@ class PodSettings(_message.Message):
     BYPASS_INBOUND_FIELD_NUMBER: _ClassVar[int]
     PROBE_PORTS_FIELD_NUMBER: _ClassVar[int]
     VIRTUAL_INTERFACES_FIELD_NUMBER: _ClassVar[int]
+    RESOLV_CONF_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_ONLY_FIELD_NUMBER: _ClassVar[int]
+    WAYPOINT_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     capture: PodSettings.Capture
     addresses: _containers.RepeatedScalarFieldContainer[str]
     dns: bool
     bypass_inbound: bool
     probe_ports: _containers.RepeatedScalarFieldContainer[int]
     virtual_interfaces: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ...) -> None: ...
+    resolv_conf: ResolvConf
+    registry_only: Enforcement
+    waypoint_required: Enforcement
+    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ...) -> None: ...
+
+class ResolvConf(_message.Message):
+    __slots__ = ("nameservers", "search", "ndots")
+    NAMESERVERS_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
+    NDOTS_FIELD_NUMBER: _ClassVar[int]
+    nameservers: _containers.RepeatedScalarFieldContainer[str]
+    search: _containers.RepeatedScalarFieldContainer[str]
+    ndots: int
+    def __init__(self, nameservers: _Optional[_Iterable[str]] = ..., search: _Optional[_Iterable[str]] = ..., ndots: _Optional[int] = ...) -> None: ...
 
 class AddPod(_message.Message):
     __slots__ = ("pod", "settings", "prepare_only")
@@ -408,14 +538,16 @@ class NewCsrReply(_message.Message):
     def __init__(self, csr: _Optional[str] = ...) -> None: ...
 
 class InstallCertificate(_message.Message):
-    __slots__ = ("identity", "chain", "roots")
+    __slots__ = ("identity", "chain", "roots", "private_key")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     ROOTS_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_KEY_FIELD_NUMBER: _ClassVar[int]
     identity: str
     chain: _containers.RepeatedScalarFieldContainer[str]
     roots: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, identity: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ..., roots: _Optional[_Iterable[str]] = ...) -> None: ...
+    private_key: bytes
+    def __init__(self, identity: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ..., roots: _Optional[_Iterable[str]] = ..., private_key: _Optional[bytes] = ...) -> None: ...
 
 class InstallCertificateReply(_message.Message):
     __slots__ = ("certificate",)
@@ -430,6 +562,18 @@ class FailCertificate(_message.Message):
     identity: str
     text: str
     def __init__(self, identity: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class SetTrust(_message.Message):
+    __slots__ = ("crl", "trust_domain_aliases", "compliance_policy", "additional_roots")
+    CRL_FIELD_NUMBER: _ClassVar[int]
+    TRUST_DOMAIN_ALIASES_FIELD_NUMBER: _ClassVar[int]
+    COMPLIANCE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    ADDITIONAL_ROOTS_FIELD_NUMBER: _ClassVar[int]
+    crl: bytes
+    trust_domain_aliases: _containers.RepeatedScalarFieldContainer[str]
+    compliance_policy: str
+    additional_roots: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, crl: _Optional[bytes] = ..., trust_domain_aliases: _Optional[_Iterable[str]] = ..., compliance_policy: _Optional[str] = ..., additional_roots: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CertificateStatus(_message.Message):
     __slots__ = ("identity", "not_before", "not_after", "serial", "error")
@@ -513,6 +657,119 @@ class Chunk(_message.Message):
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
+class Explain(_message.Message):
+    __slots__ = ("source", "destination")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    destination: str
+    def __init__(self, source: _Optional[str] = ..., destination: _Optional[str] = ...) -> None: ...
+
+class ExplainReply(_message.Message):
+    __slots__ = ("steps", "allowed", "verdict", "remedy")
+    class Step(_message.Message):
+        __slots__ = ("name", "outcome", "text", "subject")
+        class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            OK: _ClassVar[ExplainReply.Step.Outcome]
+            REFUSED: _ClassVar[ExplainReply.Step.Outcome]
+            UNKNOWN: _ClassVar[ExplainReply.Step.Outcome]
+            DRY_RUN: _ClassVar[ExplainReply.Step.Outcome]
+        OK: ExplainReply.Step.Outcome
+        REFUSED: ExplainReply.Step.Outcome
+        UNKNOWN: ExplainReply.Step.Outcome
+        DRY_RUN: ExplainReply.Step.Outcome
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        OUTCOME_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        SUBJECT_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        outcome: ExplainReply.Step.Outcome
+        text: str
+        subject: str
+        def __init__(self, name: _Optional[str] = ..., outcome: _Optional[_Union[ExplainReply.Step.Outcome, str]] = ..., text: _Optional[str] = ..., subject: _Optional[str] = ...) -> None: ...
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    steps: _containers.RepeatedCompositeFieldContainer[ExplainReply.Step]
+    allowed: bool
+    verdict: str
+    remedy: str
+    def __init__(self, steps: _Optional[_Iterable[_Union[ExplainReply.Step, _Mapping]]] = ..., allowed: _Optional[bool] = ..., verdict: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
+
+class ListVerdicts(_message.Message):
+    __slots__ = ("pod_uid", "limit")
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    pod_uid: str
+    limit: int
+    def __init__(self, pod_uid: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("time_ms", "pod_uid", "direction", "src", "dst", "src_identity", "src_workload", "dst_workload", "dst_service", "flag", "cause", "policy", "rule", "count", "remedy")
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    SRC_FIELD_NUMBER: _ClassVar[int]
+    DST_FIELD_NUMBER: _ClassVar[int]
+    SRC_IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SRC_WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    DST_WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    DST_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    time_ms: int
+    pod_uid: str
+    direction: Connection.Direction
+    src: str
+    dst: str
+    src_identity: str
+    src_workload: str
+    dst_workload: str
+    dst_service: str
+    flag: str
+    cause: str
+    policy: str
+    rule: int
+    count: int
+    remedy: str
+    def __init__(self, time_ms: _Optional[int] = ..., pod_uid: _Optional[str] = ..., direction: _Optional[_Union[Connection.Direction, str]] = ..., src: _Optional[str] = ..., dst: _Optional[str] = ..., src_identity: _Optional[str] = ..., src_workload: _Optional[str] = ..., dst_workload: _Optional[str] = ..., dst_service: _Optional[str] = ..., flag: _Optional[str] = ..., cause: _Optional[str] = ..., policy: _Optional[str] = ..., rule: _Optional[int] = ..., count: _Optional[int] = ..., remedy: _Optional[str] = ...) -> None: ...
+
+class VerdictsReply(_message.Message):
+    __slots__ = ("verdicts", "lost")
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    lost: int
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., lost: _Optional[int] = ...) -> None: ...
+
+class ListPolicyHits(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PolicyHitsReply(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyHits]
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyHits, _Mapping]]] = ...) -> None: ...
+
+class PolicyHits(_message.Message):
+    __slots__ = ("name", "decided", "dry_run", "last_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    LAST_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    decided: int
+    dry_run: int
+    last_ms: int
+    def __init__(self, name: _Optional[str] = ..., decided: _Optional[int] = ..., dry_run: _Optional[int] = ..., last_ms: _Optional[int] = ...) -> None: ...
+
 class Configure(_message.Message):
     __slots__ = ("log", "limits")
     LOG_FIELD_NUMBER: _ClassVar[int]
@@ -552,18 +809,28 @@ class TakeListeners(_message.Message):
     def __init__(self, socket: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("certificate_wanted", "certificate_forgotten", "first_response", "pod_drained", "listener_lost")
+    __slots__ = ("certificate_wanted", "certificate_forgotten", "first_response", "pod_drained", "listener_lost", "resource_wanted")
     CERTIFICATE_WANTED_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     FIRST_RESPONSE_FIELD_NUMBER: _ClassVar[int]
     POD_DRAINED_FIELD_NUMBER: _ClassVar[int]
     LISTENER_LOST_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_WANTED_FIELD_NUMBER: _ClassVar[int]
     certificate_wanted: CertificateWanted
     certificate_forgotten: CertificateForgotten
     first_response: FirstResponse
     pod_drained: PodDrained
     listener_lost: ListenerLost
-    def __init__(self, certificate_wanted: _Optional[_Union[CertificateWanted, _Mapping]] = ..., certificate_forgotten: _Optional[_Union[CertificateForgotten, _Mapping]] = ..., first_response: _Optional[_Union[FirstResponse, _Mapping]] = ..., pod_drained: _Optional[_Union[PodDrained, _Mapping]] = ..., listener_lost: _Optional[_Union[ListenerLost, _Mapping]] = ...) -> None: ...
+    resource_wanted: ResourceWanted
+    def __init__(self, certificate_wanted: _Optional[_Union[CertificateWanted, _Mapping]] = ..., certificate_forgotten: _Optional[_Union[CertificateForgotten, _Mapping]] = ..., first_response: _Optional[_Union[FirstResponse, _Mapping]] = ..., pod_drained: _Optional[_Union[PodDrained, _Mapping]] = ..., listener_lost: _Optional[_Union[ListenerLost, _Mapping]] = ..., resource_wanted: _Optional[_Union[ResourceWanted, _Mapping]] = ...) -> None: ...
+
+class ResourceWanted(_message.Message):
+    __slots__ = ("type_url", "name")
+    TYPE_URL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    type_url: str
+    name: str
+    def __init__(self, type_url: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class CertificateWanted(_message.Message):
     __slots__ = ("identity", "priority")

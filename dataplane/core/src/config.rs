@@ -16,6 +16,15 @@ pub struct Config {
     pub mark: u32,
     pub ipv6: bool,
     pub limits: Limits,
+    pub dns: Dns,
+    pub on_demand: bool,
+    pub original_source: OriginalSource,
+    pub localhost_app_tunnel: bool,
+    pub response_baggage: bool,
+    pub http2: Windows,
+    /// None: TCP keepalive is off.
+    pub keepalive: Option<Keepalive>,
+    pub telemetry: TelemetryConfig,
 }
 
 /// facts ztunnel 1.1
@@ -24,12 +33,59 @@ pub struct Ports {
     pub outbound: u16,
     pub inbound_plaintext: u16,
     pub inbound_hbone: u16,
+    pub dns: u16,
+    pub socks5: Option<u16>,
+}
+
+/// facts ztunnel 9
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dns {
+    pub cluster_domain: String,
+    /// For pods whose own resolv.conf isn't known.
+    pub nameservers: Vec<SocketAddr>,
+    pub preferred_namespace: Option<String>,
+    pub forward_timeout: Duration,
+    pub cache_entries: usize,
+    pub pod_max_pending: usize,
+}
+
+/// Whether applications see the client's address (facts ztunnel 14, ENABLE_ORIG_SRC).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginalSource {
+    Auto,
+    Must,
+    Never,
+}
+
+/// Bytes (facts ztunnel 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    pub stream: u32,
+    pub connection: u32,
+    pub frame: u32,
+}
+
+/// facts ztunnel 1.2
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+    pub user_timeout: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TelemetryConfig {
+    pub otlp_endpoint: Option<String>,
+    pub series_ttl: Duration,
+    pub istio_version: String,
 }
 
 impl Ports {
     /// The proxy's own ports: never a destination (facts ztunnel 1.1, `illegal_ports`).
     pub fn is_own(&self, port: u16) -> bool {
-        port == self.outbound || port == self.inbound_plaintext || port == self.inbound_hbone
+        let tcp = [self.outbound, self.inbound_plaintext, self.inbound_hbone];
+        tcp.contains(&port) || self.socks5 == Some(port)
     }
 }
 
@@ -44,6 +100,8 @@ pub struct Limits {
     pub pool_max_tunnels: u32,
     pub pod_max_connections: u32,
     pub drain_deadline: Duration,
+    pub preface_timeout: Duration,
+    pub pod_max_handshakes: u32,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -65,16 +123,29 @@ impl Config {
             outbound: port("outbound_port", raw.outbound_port, 15001)?,
             inbound_plaintext: port("inbound_plaintext_port", raw.inbound_plaintext_port, 15006)?,
             inbound_hbone: port("inbound_hbone_port", raw.inbound_hbone_port, 15008)?,
+            dns: port("dns_port", raw.dns_port, 15053)?,
+            socks5: match raw.socks5_port {
+                0 => None,
+                wanted => Some(port("socks5_port", wanted, 0)?),
+            },
         };
-        let distinct = ports.outbound != ports.inbound_plaintext
-            && ports.outbound != ports.inbound_hbone
-            && ports.inbound_plaintext != ports.inbound_hbone;
-        if !distinct {
+        let fixed = [ports.outbound, ports.inbound_plaintext, ports.inbound_hbone];
+        let mut all: Vec<u16> = fixed
+            .into_iter()
+            .chain([ports.dns])
+            .chain(ports.socks5)
+            .collect();
+        all.sort_unstable();
+        if all.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(BadConfig {
                 field: "outbound_port",
-                text: format!("the three ports must differ: {ports:?}"),
+                text: format!("the ports must differ: {ports:?}"),
             });
         }
+        let dns = raw.dns.clone().unwrap_or_default();
+        let http2 = raw.http2.unwrap_or_default();
+        let telemetry = raw.telemetry.clone().unwrap_or_default();
+        let or = |value: u32, default: u32| if value == 0 { default } else { value };
         Ok(Self {
             node: raw.node.clone(),
             network: raw.network.clone(),
@@ -84,8 +155,65 @@ impl Config {
             mark: if raw.mark == 0 { 0x539 } else { raw.mark },
             ipv6: !raw.ipv6_disabled,
             limits: Limits::parse(&raw.limits.unwrap_or_default()),
+            dns: Dns {
+                cluster_domain: text_or(&dns.cluster_domain, "cluster.local").to_lowercase(),
+                nameservers: nameservers("dns.nameservers", &dns.nameservers)?,
+                preferred_namespace: some(&dns.preferred_namespace),
+                forward_timeout: Duration::from_millis(or(dns.forward_timeout_ms, 5000).into()),
+                cache_entries: or(dns.cache_entries, 8192) as usize,
+                pod_max_pending: or(dns.pod_max_pending, 1024) as usize,
+            },
+            on_demand: raw.on_demand,
+            original_source: match pb::OriginalSource::try_from(raw.original_source) {
+                Ok(pb::OriginalSource::Must) => OriginalSource::Must,
+                Ok(pb::OriginalSource::Never) => OriginalSource::Never,
+                Ok(pb::OriginalSource::Auto) => OriginalSource::Auto,
+                Err(_) => {
+                    return Err(BadConfig {
+                        field: "original_source",
+                        text: format!("{} is unknown", raw.original_source),
+                    });
+                }
+            },
+            localhost_app_tunnel: !raw.localhost_app_tunnel_off,
+            response_baggage: !raw.response_baggage_off,
+            http2: Windows {
+                stream: or(http2.stream_window, 4 << 20),
+                connection: or(http2.connection_window, 16 << 20),
+                frame: or(http2.frame_size, 1 << 20),
+            },
+            keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
+            telemetry: TelemetryConfig {
+                otlp_endpoint: some(&telemetry.otlp_endpoint),
+                series_ttl: Duration::from_millis(or(telemetry.series_ttl_ms, 900_000).into()),
+                istio_version: text_or(&telemetry.istio_version, "unknown"),
+            },
         })
     }
+}
+
+/// `ip` (port 53) or `ip:port`.
+pub fn nameservers(field: &'static str, raw: &[String]) -> Result<Vec<SocketAddr>, BadConfig> {
+    let parse = |text: &String| {
+        let ip = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        ip.or_else(|_| text.parse()).map_err(|_| BadConfig {
+            field,
+            text: format!("`{text}` is no address; write ip or ip:port"),
+        })
+    };
+    raw.iter().map(parse).collect()
+}
+
+fn keepalive(raw: &pb::Keepalive) -> Option<Keepalive> {
+    let or = |value: u32, default: u32| if value == 0 { default } else { value };
+    let seconds = |value: u32| Duration::from_secs(or(value, 180).into());
+    let keepalive = Keepalive {
+        time: seconds(raw.time_s),
+        interval: seconds(raw.interval_s),
+        retries: or(raw.retries, 9),
+        user_timeout: raw.user_timeout,
+    };
+    (!raw.off).then_some(keepalive)
 }
 
 impl Config {
@@ -115,7 +243,30 @@ impl Config {
         )?;
         same("inbound_hbone_port", &a.inbound_hbone, &b.inbound_hbone)?;
         same("mark", &self.mark, &wanted.mark)?;
-        same("ipv6_disabled", &!self.ipv6, &!wanted.ipv6)
+        same("ipv6_disabled", &!self.ipv6, &!wanted.ipv6)?;
+        same("dns_port", &a.dns, &b.dns)?;
+        let socks5 = |ports: &Ports| ports.socks5.unwrap_or(0);
+        same("socks5_port", &socks5(a), &socks5(b))?;
+        let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        same("dns", &text(&self.dns), &text(&wanted.dns))?;
+        same("on_demand", &self.on_demand, &wanted.on_demand)?;
+        let (ours, theirs) = (self.original_source, wanted.original_source);
+        same("original_source", &text(&ours), &text(&theirs))?;
+        let (ours, theirs) = (self.localhost_app_tunnel, wanted.localhost_app_tunnel);
+        same("localhost_app_tunnel_off", &!ours, &!theirs)?;
+        let (ours, theirs) = (self.response_baggage, wanted.response_baggage);
+        same("response_baggage_off", &!ours, &!theirs)?;
+        same("http2", &text(&self.http2), &text(&wanted.http2))?;
+        same(
+            "keepalive",
+            &text(&self.keepalive),
+            &text(&wanted.keepalive),
+        )?;
+        same(
+            "telemetry",
+            &text(&self.telemetry),
+            &text(&wanted.telemetry),
+        )
     }
 }
 
@@ -135,6 +286,8 @@ impl Limits {
             pool_max_tunnels: count(raw.pool_max_tunnels, 4096),
             pod_max_connections: count(raw.pod_max_connections, 16_384),
             drain_deadline: ms(raw.drain_deadline_ms, 5_000),
+            preface_timeout: ms(raw.preface_timeout_ms, 10_000),
+            pod_max_handshakes: count(raw.pod_max_handshakes, 1024),
         }
     }
 }
@@ -162,6 +315,10 @@ fn port(field: &'static str, value: u32, default: u16) -> Result<u16, BadConfig>
             text: format!("{value} is not a TCP port"),
         }),
     }
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn text_or(value: &str, default: &str) -> String {

@@ -129,6 +129,7 @@ impl Client {
             identity: identity.into(),
             chain: vec![ca.sign(&csr, identity)],
             roots: vec![ca.root()],
+            ..Default::default()
         };
         match self.ask(Ask::InstallCertificate(install)) {
             Body::Certificate(_) => {}

@@ -41,6 +41,9 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::HandOver(_) => handover::give(session, &answer).await.and(DONE),
         Ask::HandOverDone(_) => handover::given(session).await.and(DONE),
         Ask::TakeListeners(take) => handover::take(instance, &take.socket).await.and(DONE),
+        Ask::SetTrust(_) | Ask::Explain(_) | Ask::ListVerdicts(_) | Ask::ListPolicyHits(_) => Err(
+            Failure::invalid("", "this data plane doesn't know the request"),
+        ),
         Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
     };
     answer.last(result).await;

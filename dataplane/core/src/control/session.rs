@@ -234,7 +234,13 @@ fn check(role: Role, request: &pb::Request, frame: &Frame) -> Result<(), Failure
     }
     let reads = matches!(
         ask,
-        Ask::ListPods(_) | Ask::ListConnections(_) | Ask::GetMetrics(_) | Ask::Dump(_)
+        Ask::ListPods(_)
+            | Ask::ListConnections(_)
+            | Ask::GetMetrics(_)
+            | Ask::Dump(_)
+            | Ask::Explain(_)
+            | Ask::ListVerdicts(_)
+            | Ask::ListPolicyHits(_)
     );
     let hands_over = matches!(ask, Ask::HandOver(_) | Ask::HandOverDone(_));
     let allowed = match role {

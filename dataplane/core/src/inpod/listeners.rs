@@ -53,6 +53,7 @@ impl Listeners {
             outbound,
             inbound_plaintext,
             inbound_hbone,
+            ..
         } = config.ports;
         Ok(Self {
             outbound: listen(outbound)?,
