@@ -49,6 +49,7 @@ async def _serve(config: Config) -> int:
         verify_interval=config.capture.verify_interval,
         drain_deadline=config.dataplane.drain_deadline,
         ledger=Ledger(config.paths.captured_pods),
+        namespaces=config.namespaces,
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config))
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)

@@ -17,6 +17,8 @@ from agent.slices import (
     Config,
     ControlPlane,
     DataplaneProcess,
+    Http2,
+    Keepalive,
     Limits,
     Log,
     Node,
@@ -24,6 +26,7 @@ from agent.slices import (
     RunPaths,
     Servers,
     Source,
+    Wire,
 )
 
 __all__ = ["Config", "ConfigErrors", "load"]
@@ -65,8 +68,7 @@ class _Reader:
             self._values[setting.name] = setting.default
             self._places[setting.name] = "default"
             for place, raw in (
-                (setting.flag, options.get(setting.option)),
-                (setting.env, environ.get(setting.env)),
+                *self._outside(setting, options),
                 (f"{file}: {setting.name}", in_file.pop(setting.name, None)),
             ):
                 if raw is not None and raw != ():
@@ -76,7 +78,8 @@ class _Reader:
         self.mistakes += [
             f"{file}: {name}: unknown setting" for name in in_file if name not in known
         ]
-        envs = {setting.env for setting in SETTINGS} | {CONFIG_FILE_ENV}
+        envs = {setting.env for setting in SETTINGS if not setting.only_in_file}
+        envs.add(CONFIG_FILE_ENV)
         # Not a mistake: Kubernetes itself puts NAME_SERVICE_HOST and the like there.
         self.warnings += [
             f"{name}: no such setting, ignored"
@@ -84,8 +87,23 @@ class _Reader:
             if name.startswith(settings.ENV_PREFIX) and name not in envs
         ]
 
+    def _outside(
+        self, setting: Setting, options: Mapping[str, object]
+    ) -> tuple[tuple[str, object], ...]:
+        if setting.only_in_file:
+            return ()
+        return (
+            (setting.flag, options.get(setting.option)),
+            (setting.env, self.environ.get(setting.env)),
+        )
+
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
+
+    def all_of(self, prefix: str, slice_type: type) -> dict[str, Any]:
+        """The fields of a slice, each from the setting of its name below `prefix`."""
+        names = slice_type.__dataclass_fields__  # type: ignore[attr-defined]
+        return {name: self[f"{prefix}.{name.replace('_', '-')}"] for name in names}
 
     def given(self, name: str) -> bool:
         return self._places[name] != "default"
@@ -158,9 +176,7 @@ def _assemble(reader: _Reader) -> Config | None:
     longest = len(str(root / "dataplane-9999.sock"))
     if longest > settings.SOCKET_PATH_LIMIT:
         reader.wrong("run-dir", f"too long by {longest - settings.SOCKET_PATH_LIMIT} for a socket")
-    ports = Ports(**{name: reader[f"ports.{name.replace('_', '-')}"] for name in _fields(Ports)})
-    if len({ports.outbound, ports.inbound_plaintext, ports.inbound_hbone}) < 3:
-        reader.mistakes.append("ports: outbound, inbound-plaintext and inbound-hbone must differ")
+    ports = _ports(reader)
     if reader["pods"] is None and not reader.given("pods"):
         reader.wrong("pods", "is needed; write file:PATH")
     if reader.mistakes:
@@ -179,17 +195,33 @@ def _assemble(reader: _Reader) -> Config | None:
         authority=authority,
         dataplane=dataplane,
         servers=Servers(stats=reader["stats.address"], ready=reader["ready.address"]),
-        log=Log(**{name: reader[f"log.{name}"] for name in _fields(Log)}),
-        limits=Limits(
-            **{name: reader[f"limits.{name.replace('_', '-')}"] for name in _fields(Limits)}
+        log=Log(**reader.all_of("log", Log)),
+        limits=Limits(**reader.all_of("limits", Limits)),
+        wire=Wire(
+            original_source=reader["original-source"],
+            localhost_app_tunnel=reader["localhost-app-tunnel"],
+            response_baggage=reader["response-baggage"],
+            http2=Http2(**reader.all_of("http2", Http2)),
+            keepalive=Keepalive(**reader.all_of("keepalive", Keepalive)),
         ),
+        namespaces=reader["namespaces"],
         warnings=tuple(reader.warnings),
     )
 
 
-def _fields(slice_type: type) -> tuple[str, ...]:
-    names: tuple[str, ...] = tuple(slice_type.__dataclass_fields__)  # type: ignore[attr-defined]
-    return names
+def _ports(reader: _Reader) -> Ports:
+    ports = Ports(
+        outbound=reader["ports.outbound"],
+        inbound_plaintext=reader["ports.inbound-plaintext"],
+        inbound_hbone=reader["ports.inbound-hbone"],
+        socks5=reader["socks5.port"],
+    )
+    taken = [ports.outbound, ports.inbound_plaintext, ports.inbound_hbone]
+    if len(set(taken)) < len(taken):
+        reader.mistakes.append("ports: outbound, inbound-plaintext and inbound-hbone must differ")
+    if ports.socks5 in taken:
+        reader.wrong("socks5.port", f"{ports.socks5} is one of ports.* already")
+    return ports
 
 
 def _node(reader: _Reader) -> Node:
@@ -211,7 +243,7 @@ def _source(reader: _Reader) -> Source:
     elif not reader.given("xds.address") and not reader.given("xds.file"):
         reader.wrong("xds.address", "a control plane is needed, or xds.file for a local file")
     if address is None:
-        return Source(file=file)
+        return Source(file=file, on_demand=reader["xds.on-demand"])
     root = reader["xds.root"]
     if root is None and not reader.given("xds.root"):
         reader.wrong(
@@ -224,7 +256,8 @@ def _source(reader: _Reader) -> Source:
             reader["xds.token"],
             reader["xds.alt-hostname"],
             reader["xds.headers"],
-        )
+        ),
+        on_demand=reader["xds.on-demand"],
     )
 
 

@@ -8,6 +8,10 @@ class AgentError(Exception):
     remedy: str = ""
 
 
+class Mistake(ValueError):
+    """What is wrong with one value; the place is added by whoever read it."""
+
+
 class ConfigErrors(AgentError):
     """Every mistake found in flags, environment and file, together. The CLI exits 64 on it."""
 

@@ -16,6 +16,11 @@ from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
 
 LEAF_TO_COME = Path("/dataplane")
+_ORIGINAL_SOURCE = {
+    "auto": control_pb2.ORIGINAL_SOURCE_AUTO,
+    "must": control_pb2.ORIGINAL_SOURCE_MUST,
+    "never": control_pb2.ORIGINAL_SOURCE_NEVER,
+}
 
 
 async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
@@ -93,7 +98,7 @@ def identity_manager(config: Config) -> IdentityManager | None:
 
 
 def instance_config(config: Config) -> control_pb2.InstanceConfig:
-    ports, limits = config.capture.ports, config.limits
+    ports, limits, wire = config.capture.ports, config.limits, config.wire
     return control_pb2.InstanceConfig(
         node=config.node.name,
         network=config.node.network,
@@ -104,6 +109,23 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
         inbound_hbone_port=ports.inbound_hbone,
         mark=CaptureConfig().mark,
         ipv6_disabled=not config.capture.ipv6,
+        socks5_port=ports.socks5 or 0,
+        on_demand=config.source.on_demand,
+        original_source=_ORIGINAL_SOURCE[wire.original_source],
+        localhost_app_tunnel_off=not wire.localhost_app_tunnel,
+        response_baggage_off=not wire.response_baggage,
+        http2=control_pb2.Http2(
+            stream_window=wire.http2.stream_window,
+            connection_window=wire.http2.connection_window,
+            frame_size=wire.http2.frame_size,
+        ),
+        keepalive=control_pb2.Keepalive(
+            off=not wire.keepalive.enabled,
+            time_s=round(wire.keepalive.time.total_seconds()),
+            interval_s=round(wire.keepalive.interval.total_seconds()),
+            retries=wire.keepalive.retries,
+            user_timeout=wire.keepalive.user_timeout,
+        ),
         log=control_pb2.LogConfig(
             format=(
                 control_pb2.LogConfig.JSON
@@ -118,10 +140,12 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
             tls_handshake_timeout_ms=_ms(limits.tls_handshake_timeout),
             connect_answer_timeout_ms=_ms(limits.connect_answer_timeout),
             workload_wait_ms=_ms(limits.workload_wait),
+            preface_timeout_ms=_ms(limits.preface_timeout),
             pool_max_streams=limits.pool_max_streams,
             pool_idle_ms=_ms(limits.pool_idle),
             pool_max_tunnels=limits.pool_max_tunnels,
             pod_max_connections=limits.pod_max_connections,
+            pod_max_handshakes=limits.pod_max_handshakes,
             drain_deadline_ms=_ms(config.dataplane.drain_deadline),
         ),
     )

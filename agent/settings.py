@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from agent.errors import Mistake
+from agent.namespaces import namespace_table
+
+__all__ = ["SETTINGS", "Listen", "Mistake", "PodSourceChoice", "Setting"]
+
 ENV_PREFIX = "UNDERPASS_"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -20,10 +25,6 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 SOCKET_PATH_LIMIT = 107
 
 
-class Mistake(ValueError):
-    """What is wrong with one value; the place is added by whoever read it."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """One row: `name` is the key in the file, dots are levels there and dashes in the flag."""
@@ -32,6 +33,8 @@ class Setting:
     parse: Callable[[object], object]
     default: object
     help: str
+    # Too much of a structure for a flag or a variable.
+    only_in_file: bool = False
 
     @property
     def option(self) -> str:
@@ -103,6 +106,14 @@ def positive_duration(value: object) -> timedelta:
     return found
 
 
+def whole_seconds(value: object) -> timedelta:
+    """The kernel knows no smaller ones; 32767 s are its limit (tcp(7), TCP_KEEPIDLE)."""
+    found = duration(value)
+    if found % timedelta(seconds=1) or not 1 <= found.total_seconds() <= 32767:
+        raise Mistake("must be whole seconds, from 1s to 32767s")
+    return found
+
+
 def count(low: int, high: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         try:
@@ -147,6 +158,10 @@ def one_of(*known: str) -> Callable[[object], str]:
         return found
 
     return parse
+
+
+def port_or_off(value: object) -> int | None:
+    return None if value is False or value == "off" else port(value)
 
 
 def path(value: object) -> Path:
@@ -225,6 +240,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("pods", pod_source, None, "Where the node's pods are listed: file:PATH"),
     Setting("capture", one_of("auto", "nftables", "none"), "auto", "How traffic is caught"),
     Setting("ipv6", switch, True, "Listen for and catch IPv6 too"),
+    # facts ztunnel 14: ENABLE_ORIG_SRC, LOCALHOST_APP_TUNNEL, ENABLE_RESPONSE_BAGGAGE
+    Setting(
+        "original-source",
+        one_of("auto", "must", "never"),
+        "auto",
+        "Whether applications see the client's address; must: or the connection is refused",
+    ),
+    Setting("localhost-app-tunnel", switch, True, "Application tunnels end on the loopback"),
+    Setting("response-baggage", switch, True, "Tell peers the workload's labels in answers"),
     Setting(
         "verify-interval",
         positive_duration,
@@ -239,6 +263,7 @@ SETTINGS: tuple[Setting, ...] = (
         "xds.alt-hostname", words, None, "A further name the control plane's certificate may carry"
     ),
     Setting("xds.headers", headers, {}, "Further headers, name=value"),
+    Setting("xds.on-demand", switch, False, "Ask for addresses one by one instead of for the mesh"),
     Setting("xds.file", path, None, "Local configuration file instead of a control plane"),
     Setting("ca.address", https_address, None, "Certificate authority [xds.address]"),
     Setting("ca.root", roots, None, "Its root certificates [xds.root]"),
@@ -273,6 +298,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ports.outbound", port, 15001, "Listener for captured outbound traffic, in each pod"),
     Setting("ports.inbound-plaintext", port, 15006, "Listener for captured inbound traffic"),
     Setting("ports.inbound-hbone", port, 15008, "Listener for HBONE"),
+    Setting(
+        "socks5.port",
+        port_or_off,
+        None,
+        "SOCKS5 listener on 127.0.0.1 in each pod: a port (upstream's is 15080), or off [off]",
+    ),
+    # facts ztunnel 3.2; a frame's bounds are those of RFC 9113, 6.5.2
+    Setting("http2.stream-window", count(65_535, 2**31 - 1), 4 << 20, "HTTP/2 window, bytes"),
+    Setting("http2.connection-window", count(65_535, 2**31 - 1), 16 << 20, "The same of a tunnel"),
+    Setting("http2.frame-size", count(16_384, 2**24 - 1), 1 << 20, "Largest HTTP/2 frame, bytes"),
+    # facts ztunnel 1.2
+    Setting("keepalive.enabled", switch, True, "TCP keepalive on every connection"),
+    Setting("keepalive.time", whole_seconds, timedelta(seconds=180), "Idle before the first"),
+    Setting("keepalive.interval", whole_seconds, timedelta(seconds=180), "Between two of them"),
+    Setting("keepalive.retries", count(1, 127), 9, "Unanswered ones before the end"),
+    Setting("keepalive.user-timeout", switch, False, "Unacknowledged data ends it as well"),
     Setting("stats.address", listen, Listen("", 15020), "Metrics: host:port, :port, or off"),
     Setting("ready.address", listen, Listen("", 15021), "Readiness: host:port, :port, or off"),
     Setting("log.format", one_of("text", "json"), "text", "Log format of both processes"),
@@ -294,10 +335,26 @@ SETTINGS: tuple[Setting, ...] = (
         timedelta(seconds=5),
         "Own record or certificate missing",
     ),
+    Setting(
+        "limits.preface-timeout",
+        positive_duration,
+        timedelta(seconds=10),
+        "From a finished TLS handshake to the HTTP/2 preface",
+    ),
     Setting("limits.pool-max-streams", count(1, 1_000_000), 100, "Streams of one tunnel"),
     Setting("limits.pool-idle", positive_duration, timedelta(minutes=5), "Idle tunnel kept"),
     Setting("limits.pool-max-tunnels", count(1, 1_000_000), 4096, "Tunnels kept for one pod"),
     Setting(
         "limits.pod-max-connections", count(1, 10_000_000), 16384, "Live connections of one pod"
+    ),
+    Setting(
+        "limits.pod-max-handshakes", count(1, 1_000_000), 1024, "TLS handshakes in flight at a pod"
+    ),
+    Setting(
+        "namespaces",
+        namespace_table,
+        {},
+        "Per namespace of pods: {registryOnly, waypointRequired: off | dry-run | on}",
+        only_in_file=True,
     ),
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from agent.namespaces import NamespaceTable
 from agent.settings import Listen, PodSourceChoice
 
 
@@ -51,6 +52,8 @@ class Ports:
     outbound: int = 15001
     inbound_plaintext: int = 15006
     inbound_hbone: int = 15008
+    # In each pod on 127.0.0.1; None: off.
+    socks5: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Source:
 
     control_plane: ControlPlane | None = None
     file: Path | None = None
+    on_demand: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,37 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Http2:
+    """Bytes; facts ztunnel 3.2."""
+
+    stream_window: int = 4 << 20
+    connection_window: int = 16 << 20
+    frame_size: int = 1 << 20
+
+
+@dataclass(frozen=True)
+class Keepalive:
+    """facts ztunnel 1.2"""
+
+    enabled: bool = True
+    time: timedelta = timedelta(seconds=180)
+    interval: timedelta = timedelta(seconds=180)
+    retries: int = 9
+    user_timeout: bool = False
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How connections are made and what they tell (facts ztunnel 14)."""
+
+    original_source: str = "auto"
+    localhost_app_tunnel: bool = True
+    response_baggage: bool = True
+    http2: Http2 = field(default_factory=Http2)
+    keepalive: Keepalive = field(default_factory=Keepalive)
+
+
+@dataclass(frozen=True)
 class Limits:
     """control.proto, Limits; without drain_deadline, which is the data plane's slice."""
 
@@ -102,10 +137,12 @@ class Limits:
     tls_handshake_timeout: timedelta = timedelta(seconds=10)
     connect_answer_timeout: timedelta = timedelta(seconds=10)
     workload_wait: timedelta = timedelta(seconds=5)
+    preface_timeout: timedelta = timedelta(seconds=10)
     pool_max_streams: int = 100
     pool_idle: timedelta = timedelta(minutes=5)
     pool_max_tunnels: int = 4096
     pod_max_connections: int = 16384
+    pod_max_handshakes: int = 1024
 
 
 @dataclass(frozen=True)
@@ -141,5 +178,7 @@ class Config:
     servers: Servers
     log: Log
     limits: Limits
+    wire: Wire = field(default_factory=Wire)
+    namespaces: NamespaceTable = field(default_factory=dict)
     # What is odd but no mistake; logged at start.
     warnings: tuple[str, ...] = ()

@@ -85,6 +85,8 @@ def _metavar(setting: Setting) -> str:
     return "TEXT"
 
 
+_IN_FILE = "; ".join(f"{row.name}: {row.help}" for row in SETTINGS if row.only_in_file)
+
 agent = click.Command(
     "agent",
     callback=_run,
@@ -92,9 +94,10 @@ agent = click.Command(
         click.Option(
             ["--config", "config_file"],
             type=click.Path(path_type=Path),
-            help=f"YAML file with any of these settings  [env: {config.CONFIG_FILE_ENV}]",
+            help=f"YAML file with any of these settings, and with {_IN_FILE}  "
+            f"[env: {config.CONFIG_FILE_ENV}]",
         ),
-        *(_option(setting) for setting in SETTINGS),
+        *(_option(setting) for setting in SETTINGS if not setting.only_in_file),
     ],
     help=(
         "Run this node's agent and its data plane.\n\n"

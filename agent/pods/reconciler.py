@@ -15,6 +15,7 @@ from datetime import timedelta
 
 from agent.dataplane import DataplaneError, DataplaneLost
 from agent.errors import AgentError
+from agent.namespaces import NamespaceTable
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Held, Ledger
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved
@@ -52,6 +53,7 @@ class Reconciler:
         verify_interval: timedelta,
         drain_deadline: timedelta | None = None,
         ledger: Ledger | None = None,
+        namespaces: NamespaceTable | None = None,
     ) -> None:
         self._ledger = ledger or Ledger()
         self._steps = Steps(
@@ -59,6 +61,7 @@ class Reconciler:
             verify_interval=verify_interval,
             drain_deadline=drain_deadline,
             ledger=self._ledger,
+            namespaces=namespaces,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}

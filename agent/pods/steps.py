@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from agent.errors import NetnsMissing, NetnsTaken, PodError
+from agent.namespaces import NamespaceTable
 from agent.pods.enrolment import Enrolment
 from agent.pods.ledger import Ledger
 from agent.pods.netns import netns_id
@@ -20,6 +21,12 @@ from proto.gen import control_pb2
 from redirect.base import CaptureConfig, NetnsGone, Redirect, Target
 
 log = logging.getLogger("underpass.pods")
+
+_ENFORCEMENT = {
+    "off": control_pb2.ENFORCEMENT_OFF,
+    "dry-run": control_pb2.ENFORCEMENT_DRY_RUN,
+    "on": control_pb2.ENFORCEMENT_ON,
+}
 
 
 class PodTarget(Protocol):
@@ -65,8 +72,10 @@ class Steps:
         verify_interval: timedelta,
         drain_deadline: timedelta | None,
         ledger: Ledger,
+        namespaces: NamespaceTable | None = None,
     ) -> None:
         self._redirect = redirect
+        self._namespaces: NamespaceTable = namespaces or {}
         self._ledger = ledger
         self._verify_interval = verify_interval.total_seconds()
         self._drain_deadline = drain_deadline
@@ -97,12 +106,14 @@ class Steps:
         may exempt only a data plane that is no more, and would lead this one back to itself."""
         if self._redirect is not None and enrolment.stale:
             await self._refresh(self._redirect, enrolment)
-        await dataplane.add_pod(message(enrolment.pod), self._settings(), enrolment.netns_fd)
+        pod = enrolment.pod
+        await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
         log.info("pod added", extra=_fields(enrolment))
 
     async def prepare(self, enrolment: Enrolment, successor: PodTarget) -> None:
+        pod = enrolment.pod
         await successor.add_pod(
-            message(enrolment.pod), self._settings(), enrolment.netns_fd, prepare_only=True
+            message(pod), self._settings(pod), enrolment.netns_fd, prepare_only=True
         )
 
     async def capture(self, enrolment: Enrolment) -> None:
@@ -197,10 +208,14 @@ class Steps:
         assert self._redirect is not None  # no step that captures is planned without it
         return self._redirect
 
-    def _settings(self) -> control_pb2.PodSettings:
+    def _settings(self, pod: Pod) -> control_pb2.PodSettings:
         none = self._redirect is None
         kind = control_pb2.PodSettings.NONE if none else control_pb2.PodSettings.NFTABLES
-        return control_pb2.PodSettings(capture=kind)
+        settings = control_pb2.PodSettings(capture=kind)
+        if (rules := self._namespaces.get(pod.namespace)) is not None:
+            settings.registry_only = _ENFORCEMENT[rules.registry_only]
+            settings.waypoint_required = _ENFORCEMENT[rules.waypoint_required]
+        return settings
 
 
 def message(pod: Pod) -> control_pb2.Pod:

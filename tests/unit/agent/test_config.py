@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import config, settings
+from agent import config, parts, settings
 from agent.errors import ConfigErrors
+from agent.namespaces import NamespaceRules
 from agent.settings import SETTINGS, Listen
+from proto.gen import control_pb2
 
 ENOUGH = {
     "node": "n1",
@@ -190,6 +192,72 @@ def test_headers_are_the_same_from_all_three_places(tmp_path: Path) -> None:
     by_env = load({"UNDERPASS_XDS_HEADERS": "a=1,b=2"})
     by_flag = load(xds_headers=("a=1", "b=2"))
     assert by_file.source == by_env.source == by_flag.source
+
+
+def test_rules_of_namespaces_come_from_the_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    with_environment = load({"UNDERPASS_NAMESPACES": "shop"}, None)
+    assert any("UNDERPASS_NAMESPACES" in text for text in with_environment.warnings)
+    file.write_text("namespaces: {shop: {registryOnly: on, waypointRequired: dry-run}, bank: {}}")
+    assert load(file=file).namespaces == {
+        "shop": NamespaceRules("on", "dry-run"),
+        "bank": NamespaceRules("off", "off"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{shop: {udp: on}}", "shop: udp: comes with a later release"),
+        ("{shop: {sameNode: relay}}", "shop: sameNode: comes with a later release"),
+        ("{shop: {registryonly: on}}", "shop: registryonly: unknown; known are registryOnly"),
+        ("{shop: {registryOnly: maybe}}", "'maybe' is unknown; write off, dry-run or on"),
+        ("{shop: {registryOnly: [on]}}", "[True] is unknown; write off, dry-run or on"),
+        ("{shop: on}", "shop: a mapping is wanted"),
+        ("[shop]", "a mapping is wanted: NAME:"),
+        ("{Shop: {}}", "Shop: not a namespace"),
+    ],
+)
+def test_mistakes_in_rules_of_namespaces_name_namespace_and_key(
+    tmp_path: Path, text: str, what: str
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"namespaces: {text}")
+    (found,) = mistakes(file=file)
+    assert found.startswith(f"{file}: namespaces: ")
+    assert what in found
+
+
+def test_what_upstream_lets_one_tune_reaches_the_data_plane() -> None:
+    message = parts.instance_config(
+        load(
+            original_source="must",
+            localhost_app_tunnel="off",
+            response_baggage="off",
+            xds_on_demand="on",
+            socks5_port="15080",
+            http2_frame_size="16384",
+            keepalive_time="5s",
+            keepalive_user_timeout="on",
+            limits_preface_timeout="1500ms",
+            limits_pod_max_handshakes="7",
+        )
+    )
+    assert message.original_source == control_pb2.ORIGINAL_SOURCE_MUST
+    assert message.localhost_app_tunnel_off
+    assert message.response_baggage_off
+    assert message.on_demand
+    assert message.socks5_port == 15080
+    assert (message.http2.frame_size, message.http2.stream_window) == (16384, 4 << 20)
+    assert (message.keepalive.time_s, message.keepalive.interval_s) == (5, 180)
+    assert message.keepalive.user_timeout
+    assert (message.limits.preface_timeout_ms, message.limits.pod_max_handshakes) == (1500, 7)
+
+
+def test_socks5_is_off_and_never_a_port_of_another_listener() -> None:
+    assert parts.instance_config(load()).socks5_port == 0
+    assert parts.instance_config(load(socks5_port="off")).socks5_port == 0
+    assert mistakes(socks5_port="15008") == ["--socks5-port: 15008 is one of ports.* already"]
 
 
 def test_names_of_settings_are_unique_in_every_place() -> None:

@@ -18,6 +18,7 @@ from agent.dataplane import (
     InvalidRequest,
 )
 from agent.errors import NetnsMissing
+from agent.namespaces import NamespaceRules
 from agent.pods import reconciler
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Ledger
@@ -50,6 +51,7 @@ class FakeTarget:
         self.prepared: dict[str, int] = {}
         self.removed: list[tuple[str, bool]] = []
         self.kept: list[set[str]] = []
+        self.settings: dict[str, control_pb2.PodSettings] = {}
         self.synced = False
         self.faults: list[DataplaneError] = []
         self.keep_faults: list[DataplaneError] = []
@@ -67,6 +69,7 @@ class FakeTarget:
             await self.hold.wait()
         if self.faults:
             raise self.faults.pop(0)
+        self.settings[pod.uid] = settings
         (self.prepared if prepare_only else self.up)[pod.uid] = os.fstat(netns_fd).st_ino
 
     async def remove_pod(self, uid: str, *, drain: bool, deadline: timedelta | None = None) -> None:
@@ -89,7 +92,11 @@ class World:
         self.folder = folder
         self.redirect = FakeRedirect()
         self.target = FakeTarget()
-        self.reconciler = Reconciler(self.redirect, verify_interval=timedelta(milliseconds=80))
+        self.reconciler = Reconciler(
+            self.redirect,
+            verify_interval=timedelta(milliseconds=80),
+            namespaces={"shop": NamespaceRules(registry_only="on", waypoint_required="dry-run")},
+        )
         self._events: asyncio.Queue[PodEvent] = asyncio.Queue()
 
     def pod(self, name: str, *, file: str | None = None) -> Pod:
@@ -133,6 +140,18 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     await world.reconciler.close()
+
+
+async def test_rules_of_its_namespace_go_with_a_pod_to_the_data_plane(world: World) -> None:
+    world.add("a")
+    bank = Pod("uid-b", "b", "bank", "default", FakeNetns(world.folder / "b"))
+    world.netns("b")
+    world.tell(PodAdded(bank), PodsSynced())
+    world.reconciler.attach(world.target, synced=True)
+    await world.until(a="captured", b="captured")
+    assert world.target.settings["uid-a"].registry_only == control_pb2.ENFORCEMENT_ON
+    assert world.target.settings["uid-a"].waypoint_required == control_pb2.ENFORCEMENT_DRY_RUN
+    assert world.target.settings["uid-b"].registry_only == control_pb2.ENFORCEMENT_OFF
 
 
 async def test_pod_is_captured_only_once_the_data_plane_knows_the_mesh(world: World) -> None:
