@@ -21,7 +21,7 @@ pub fn parse(text: &str) -> Option<Authority> {
     let port = Some(port).filter(|port| port.bytes().all(|b| b.is_ascii_digit()))?;
     let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let known = !host.is_empty() && host.bytes().all(name);
-    known.then_some(Authority::Host(host.to_owned(), port.parse().ok()?))
+    known.then_some(Authority::Host(host.into(), port.parse().ok()?))
 }
 
 /// Of a text that may be as long as a header.

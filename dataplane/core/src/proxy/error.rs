@@ -27,6 +27,8 @@ pub enum Early {
     UnknownOwnWorkload(Duration),
     #[error(transparent)]
     Route(#[from] Refusal),
+    #[error("{0} are not supported yet")]
+    Unsupported(&'static str),
     #[error(transparent)]
     Certificate(#[from] CertError),
     #[error(transparent)]
@@ -52,7 +54,7 @@ impl Early {
             Self::SelfCall(_) => "self_call",
             Self::TooMany(_) => "too_many_connections",
             Self::UnknownOwnWorkload(_) => "unknown_own_workload",
-            Self::Route(_) => "no_route",
+            Self::Route(_) | Self::Unsupported(_) => "no_route",
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(_) => "handshake",
             Self::TunnelExpired => "tunnel_expired",

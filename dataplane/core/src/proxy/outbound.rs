@@ -18,7 +18,7 @@ use crate::config::canonical_addr;
 use crate::hbone::{Connect, Key, Stream};
 use crate::inpod::original_dst;
 use crate::state::Workload;
-use crate::state::resolve::{self, HboneRoute, Route};
+use crate::state::resolve::{self, HboneRoute, Route, Target};
 
 /// The way on, once it stands.
 enum Upstream {
@@ -30,6 +30,7 @@ struct Routed {
     own: Arc<Workload>,
     client: SocketAddr,
     route: Route,
+    next: SocketAddr,
     trace: Trace,
 }
 
@@ -72,12 +73,14 @@ async fn accept(
         return Err(with_dst(Early::SelfCall(dst)));
     }
     let snapshot = pod.shared.store.snapshot();
-    let route = resolve::outbound(&snapshot, &pod.shared.config, &own, peer.ip(), dst)
+    let route = resolve::outbound(&snapshot, &pod.shared.config, &own, peer.ip(), dst, &[])
         .map_err(|refusal| with_dst(refusal.into()))?;
+    let next = next_hop(&route).map_err(with_dst)?;
     let routed = Routed {
         own,
         client: peer,
         route,
+        next,
         trace: Trace::random(),
     };
     let open = open(pod, &routed, dst);
@@ -100,11 +103,28 @@ fn captured(client: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, SocketA
     Ok((local, dst))
 }
 
+/// The first address that a connection is made to.
+fn next_hop(route: &Route) -> Result<SocketAddr, Early> {
+    let target = match route {
+        Route::Passthrough { dst } => return Ok(*dst),
+        Route::Tcp { dst, .. } => dst,
+        Route::Hbone(route) if route.inner.is_some() => {
+            return Err(Early::Unsupported("connections to other networks"));
+        }
+        Route::Hbone(route) => &route.tunnel,
+    };
+    match target {
+        Target::Addr(addr) => Ok(*addr),
+        Target::Host { .. } => Err(Early::Unsupported("workloads without an address")),
+    }
+}
+
 fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
     let (labels, src_pod, dst_pod) = labels::outbound(&routed.own, &routed.route);
-    let (next, authority) = match &routed.route {
-        Route::Passthrough { dst } | Route::Tcp { dst, .. } => (*dst, None),
-        Route::Hbone(route) => (route.tunnel, Some(route.authority.to_string().into())),
+    let next = routed.next;
+    let authority = match &routed.route {
+        Route::Passthrough { .. } | Route::Tcp { .. } => None,
+        Route::Hbone(route) => Some(route.authority.to_string().into()),
     };
     let facts = Facts {
         direction: Direction::Outbound,
@@ -125,8 +145,8 @@ fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
 /// One endpoint, one attempt for now: a retry on another one belongs here, before the first byte.
 async fn connect(pod: &Pod, routed: Routed) -> Result<Upstream, Failed> {
     match &routed.route {
-        Route::Passthrough { dst } | Route::Tcp { dst, .. } => {
-            pod.connect(*dst, None).await.map(Upstream::Tcp)
+        Route::Passthrough { .. } | Route::Tcp { .. } => {
+            pod.connect(routed.next, None).await.map(Upstream::Tcp)
         }
         Route::Hbone(route) => tunnel(pod, &routed, route).await.map(Upstream::Tunnel),
     }
@@ -139,7 +159,7 @@ async fn tunnel(pod: &Pod, routed: &Routed, route: &HboneRoute) -> Result<Stream
     let key = Key {
         source: identity,
         expected: route.expected.clone(),
-        dst: route.tunnel,
+        dst: routed.next,
         owner: route.workload.uid.clone(),
         // The kernel picks the pod's address, the same for all its tunnels.
         from: None,

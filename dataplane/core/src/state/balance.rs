@@ -34,6 +34,13 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// An endpoint, and whether the service has others that qualify.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub endpoint: Endpoint,
+    pub others: bool,
+}
+
 #[derive(Default)]
 pub struct Balance {
     tables: ArcSwapOption<Vec<Arc<Choices>>>,
@@ -46,6 +53,8 @@ struct Choices {
     candidates: Box<[Endpoint]>,
     /// Prefix sums of the weights; empty where all weigh the same.
     sums: Box<[u64]>,
+    /// More than one endpoint qualifies, be it at a lower rank.
+    several: bool,
 }
 
 /// What the scopes, and whether another network's endpoint can be reached, depend on.
@@ -57,14 +66,21 @@ struct Place {
 }
 
 impl Service {
-    /// None when no endpoint qualifies, or none has weight.
+    /// None when no endpoint qualifies, or none has weight. Those in `exclude` (uids) count as
+    /// absent: the others keep their odds among each other, and the next rank is used when a rank
+    /// has nobody else.
     pub fn choose(
         &self,
         record: &ServiceRecord,
         source: &Workload,
         port: u16,
         rule: PortRule,
-    ) -> Option<Endpoint> {
+        exclude: &[Arc<str>],
+    ) -> Option<Choice> {
+        if !exclude.is_empty() {
+            // After a failed attempt only: not worth keeping.
+            return Choices::new(self, record, source, port, rule, exclude).choose();
+        }
         let tables = self.balance.tables.load();
         let known = tables
             .iter()
@@ -73,7 +89,7 @@ impl Service {
         match known {
             Some(table) => table.choose(),
             None => {
-                let table = Arc::new(Choices::new(self, record, source, port, rule));
+                let table = Arc::new(Choices::new(self, record, source, port, rule, &[]));
                 self.balance.keep(table.clone());
                 table.choose()
             }
@@ -99,13 +115,16 @@ impl Choices {
         source: &Workload,
         port: u16,
         rule: PortRule,
+        exclude: &[Arc<str>],
     ) -> Self {
         let balancing = record.balancing.as_ref();
         let unhealthy_too = balancing.is_some_and(|b| b.unhealthy_too);
         let mut candidates = Vec::with_capacity(service.endpoints.len());
         let mut highest = 0;
+        let mut qualified = 0;
         for workload in service.endpoints.iter() {
             let ready = unhealthy_too || workload.healthy;
+            let ready = ready && !exclude.contains(&workload.uid);
             let target = target_port(record, workload, port, rule);
             let (true, true, Some(port)) = (ready, is_reachable(source, workload), target) else {
                 continue;
@@ -115,6 +134,7 @@ impl Choices {
                 Some((Mode::Failover, b)) => rank(&b.preference, source, workload),
                 _ => 0,
             };
+            qualified += usize::from(workload.capacity > 0);
             if rank > highest {
                 candidates.clear();
                 highest = rank;
@@ -144,6 +164,7 @@ impl Choices {
                 candidates.iter().map(add).collect()
             },
             candidates: candidates.into(),
+            several: qualified > 1,
         }
     }
 
@@ -151,7 +172,7 @@ impl Choices {
         self.port == port && self.rule == rule && self.place.is_of(source)
     }
 
-    fn choose(&self) -> Option<Endpoint> {
+    fn choose(&self) -> Option<Choice> {
         let mut random = rand::rng();
         let index = match (self.candidates.len(), self.sums.last()) {
             (0, _) => return None,
@@ -162,7 +183,10 @@ impl Choices {
                 self.sums.partition_point(|sum| *sum <= point)
             }
         };
-        self.candidates.get(index).cloned()
+        Some(Choice {
+            endpoint: self.candidates.get(index)?.clone(),
+            others: self.several,
+        })
     }
 }
 

@@ -18,7 +18,8 @@ fn choose(snapshot: &Snapshot) -> Option<Endpoint> {
 fn choose_port(snapshot: &Snapshot, port: u16, rule: PortRule) -> Option<Endpoint> {
     let client = uid_of(snapshot, "shop", "client");
     let web = snapshot.service("shop/web.shop.svc.cluster.local").unwrap();
-    web.choose(web.record.as_ref().unwrap(), &client, port, rule)
+    let chosen = web.choose(web.record.as_ref().unwrap(), &client, port, rule, &[])?;
+    Some(chosen.endpoint)
 }
 
 /// How often each of them is chosen of 4000 times.
@@ -218,7 +219,8 @@ fn sources_of_different_places_get_their_own_choices() {
     for _ in 0..3 {
         for own in ["e1", "e2"] {
             let source = uid_of(&snapshot, "shop", own);
-            let chosen = service.choose(record, &source, 80, PortRule::Standard);
+            let chosen = service.choose(record, &source, 80, PortRule::Standard, &[]);
+            let chosen = chosen.map(|choice| choice.endpoint);
             assert_eq!(&*chosen.unwrap().workload.name, own);
         }
     }

@@ -1,23 +1,30 @@
 //! The decision tree of an outbound connection, in the order of facts ztunnel 2.2.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::upstream::{Found, Upstream, find, find_gateway, waypoint_of};
-use super::{HboneRoute, Refusal, Route};
+use super::upstream::{Found, Upstream, View, waypoint_of};
+use super::{Authority, HboneRoute, IpFamily, Refusal, Route, Target};
 use crate::config::{Config, canonical};
 use crate::state::balance::PortRule;
 use crate::state::{Gateway, ServiceRecord, Snapshot, Workload};
 
 /// `source` is the pod that the listener belongs to, `client` the connection's source address.
+/// Workloads whose uid is in `exclude` were tried before: they are left out of every choice.
 pub fn outbound(
     snapshot: &Snapshot,
     config: &Config,
     source: &Workload,
     client: IpAddr,
     dst: SocketAddr,
+    exclude: &[Arc<str>],
 ) -> Result<Route, Refusal> {
     let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
+    let view = View {
+        snapshot,
+        source,
+        exclude,
+    };
     // Beyond upstream also for the pod's own address: a pod that the mesh knows as plain would call
     // its own listener again and again (facts ztunnel 2.1).
     let to_itself = dst.ip().is_loopback() || source.addresses.contains(&dst.ip());
@@ -36,18 +43,11 @@ pub fn outbound(
     if let Some(service) = &addressed
         && let Some(waypoint) = waypoint_of(service)
     {
-        return to_waypoint(snapshot, source, waypoint, dst, Some(service));
+        return to_waypoint(view, waypoint, dst, Some(service), Some(service));
     }
 
     // 3: one endpoint, or the workload.
-    let found = find(
-        snapshot,
-        source,
-        &source.network,
-        dst,
-        namespace,
-        PortRule::Standard,
-    );
+    let found = view.find(&source.network, dst, namespace, PortRule::Standard);
     let nobody = |service: &ServiceRecord| {
         let service = service.key.clone();
         Err(Refusal::NoHealthyUpstream { dst, service })
@@ -61,15 +61,7 @@ pub fn outbound(
 
     // 4: other networks are reached through gateways, and through services only.
     if upstream.workload.network != source.network {
-        let (workload, network) = place(&upstream);
-        return Err(match addressed {
-            Some(_) => Refusal::CrossNetwork { workload, network },
-            None => Refusal::NoService {
-                dst,
-                workload,
-                network,
-            },
-        });
+        return across(view, upstream, dst, addressed.as_deref(), false);
     }
 
     // 5, 6: the workload's waypoint, for traffic to the workload that doesn't come from there.
@@ -78,20 +70,26 @@ pub fn outbound(
         && !comes_from(snapshot, source, canonical(client), waypoint)
     {
         let service = upstream.service.as_deref();
-        return to_waypoint(snapshot, source, waypoint, dst, service);
+        return to_waypoint(view, waypoint, dst, service, None);
     }
 
-    let target = SocketAddr::new(upstream.address(dst.ip())?, upstream.port);
+    let target = upstream.target(dst.ip())?;
     let service = upstream.service_name();
+    let retryable = upstream.others;
     // 7
     if upstream.workload.hbone {
         return Ok(Route::Hbone(HboneRoute {
-            tunnel: SocketAddr::new(target.ip(), config.ports.inbound_hbone),
-            authority: target,
+            authority: Authority::Ip(match &target {
+                Target::Addr(addr) => *addr,
+                Target::Host { port, prefer, .. } => unresolved(*prefer, *port),
+            }),
+            tunnel: target.with_port(config.ports.inbound_hbone),
             expected: upstream.expected(),
             workload: upstream.workload,
             service,
             via_waypoint: false,
+            inner: None,
+            retryable,
         }));
     }
     // 8
@@ -99,34 +97,80 @@ pub fn outbound(
         dst: target,
         workload: upstream.workload,
         service,
+        retryable,
     })
 }
 
 /// The authority is what the client dialled; fails closed (facts ztunnel 2.2 steps 2 and 6).
+/// `addressed` is the service that the client dialled, `service` the one for labels.
 fn to_waypoint(
-    snapshot: &Snapshot,
-    source: &Workload,
+    view: View<'_>,
     waypoint: &Gateway,
     dst: SocketAddr,
     service: Option<&ServiceRecord>,
+    addressed: Option<&ServiceRecord>,
 ) -> Result<Route, Refusal> {
-    let Some(upstream) = find_gateway(snapshot, source, waypoint) else {
+    let Some(upstream) = view.find_gateway(waypoint) else {
         let waypoint = waypoint.destination.to_string();
         return Err(Refusal::UnknownWaypoint { dst, waypoint });
     };
-    if upstream.workload.network != source.network {
-        let (workload, network) = place(&upstream);
-        return Err(Refusal::CrossNetwork { workload, network });
+    if upstream.workload.network != view.source.network {
+        return across(view, upstream, dst, addressed, true);
     }
     // A reference by address says the family itself.
-    let ip = upstream.address(waypoint.ip().unwrap_or(dst.ip()))?;
+    let tunnel = upstream.target(waypoint.ip().unwrap_or(dst.ip()))?;
     Ok(Route::Hbone(HboneRoute {
-        tunnel: SocketAddr::new(ip, upstream.port),
-        authority: dst,
+        tunnel,
+        authority: Authority::Ip(dst),
         expected: upstream.expected(),
-        workload: upstream.workload,
         service: service.map(|s| s.name.clone()),
         via_waypoint: true,
+        inner: None,
+        retryable: upstream.others,
+        workload: upstream.workload,
+    }))
+}
+
+/// Through the gateway of the chosen workload's network: its far side balances anew, among all
+/// endpoints that it has for the hostname (facts ztunnel 2.5).
+fn across(
+    view: View<'_>,
+    chosen: Upstream,
+    dst: SocketAddr,
+    addressed: Option<&ServiceRecord>,
+    via_waypoint: bool,
+) -> Result<Route, Refusal> {
+    let workload = chosen.workload.uid.clone();
+    let network = chosen.workload.network.clone();
+    let Some(addressed) = addressed else {
+        return Err(Refusal::NoService {
+            dst,
+            workload,
+            network,
+        });
+    };
+    let Some(gateway) = &chosen.workload.network_gateway else {
+        return Err(Refusal::NoNetworkGateway { workload, network });
+    };
+    // Nobody's certificate would do: said here, it has a reason.
+    let inner = chosen.service_identities();
+    if inner.is_empty() {
+        let service = chosen.service.as_deref().unwrap_or(addressed).key.clone();
+        return Err(Refusal::NoServiceIdentity { service, network });
+    }
+    let Some(upstream) = view.find_gateway(gateway) else {
+        let gateway = gateway.destination.to_string();
+        return Err(Refusal::UnknownNetworkGateway { gateway, network });
+    };
+    Ok(Route::Hbone(HboneRoute {
+        tunnel: upstream.target(gateway.ip().unwrap_or(dst.ip()))?,
+        authority: Authority::Host(addressed.name.hostname.clone(), dst.port()),
+        expected: upstream.expected(),
+        service: Some(addressed.name.clone()),
+        via_waypoint,
+        inner: Some(inner),
+        retryable: upstream.others,
+        workload: upstream.workload,
     }))
 }
 
@@ -143,7 +187,9 @@ fn comes_from(snapshot: &Snapshot, source: &Workload, client: IpAddr, waypoint: 
     is(source) || owner.is_some_and(|owner| is(&owner))
 }
 
-fn place(upstream: &Upstream) -> (Arc<str>, Arc<str>) {
-    let workload = &upstream.workload;
-    (workload.uid.clone(), workload.network.clone())
+fn unresolved(family: IpFamily, port: u16) -> SocketAddr {
+    match family {
+        IpFamily::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+        IpFamily::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+    }
 }

@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 
-use super::{HboneRoute, Refusal, Route, outbound};
+use super::{Authority, HboneRoute, IpFamily, Refusal, Route, Target, outbound};
 use crate::state::Snapshot;
 use crate::state::fixture::*;
 use crate::wire::workload as wds;
+use crate::wire::workload::gateway_address::Destination;
 use crate::wire::workload::load_balancing::Mode;
 
 /// The pod `shop/client` at 10.0.0.100 dials.
 fn route(snapshot: &Snapshot, dst: &str) -> Result<Route, Refusal> {
     let client = uid_of(snapshot, "shop", "client");
     let from = client.addresses[0];
-    outbound(snapshot, &config(), &client, from, addr(dst))
+    outbound(snapshot, &config(), &client, from, addr(dst), &[])
 }
 
 fn mesh() -> Push {
@@ -69,8 +70,8 @@ fn the_proxys_own_listeners_are_never_a_destination() {
 fn an_hbone_workload_is_reached_through_its_tunnel_port() {
     let snapshot = snapshot_of(mesh().workload(pod("shop", "web", "10.0.0.1")));
     let route = hbone(route(&snapshot, "[::ffff:10.0.0.1]:8080"));
-    assert_eq!(route.tunnel, addr("10.0.0.1:15008"));
-    assert_eq!(route.authority, addr("10.0.0.1:8080"));
+    assert_eq!(route.tunnel, Target::Addr(addr("10.0.0.1:15008")));
+    assert_eq!(route.authority, Authority::Ip(addr("10.0.0.1:8080")));
     assert_eq!(route.expected.len(), 1);
     assert_eq!(
         route.expected[0].principal(),
@@ -86,7 +87,7 @@ fn a_plain_workload_is_reached_by_tcp() {
     let snapshot = snapshot_of(mesh().workload(web));
     match route(&snapshot, "10.0.0.1:8080") {
         Ok(Route::Tcp { dst, workload, .. }) => {
-            assert_eq!(dst, addr("10.0.0.1:8080"));
+            assert_eq!(dst, Target::Addr(addr("10.0.0.1:8080")));
             assert_eq!(&*workload.name, "web");
         }
         other => panic!("{other:?}"),
@@ -102,7 +103,7 @@ fn a_service_address_becomes_an_endpoint_and_its_target_port() {
     let found = hbone(route(&snapshot, "10.1.0.1:80"));
     assert_eq!(
         found.authority,
-        addr("10.0.0.1:9000"),
+        Authority::Ip(addr("10.0.0.1:9000")),
         "the endpoint's own mapping"
     );
     assert_eq!(&*found.service.unwrap().hostname, web.hostname);
@@ -120,7 +121,7 @@ fn a_service_address_becomes_an_endpoint_and_its_target_port() {
     let found = hbone(route(&snapshot, "10.1.0.1:80"));
     assert_eq!(
         found.authority,
-        addr("10.0.0.1:8080"),
+        Authority::Ip(addr("10.0.0.1:8080")),
         "the service's target port"
     );
 }
@@ -174,8 +175,8 @@ fn a_services_waypoint_gets_the_address_that_the_client_dialled() {
         web.waypoint = reference;
         let push = waypoint(mesh(), "wp", "10.1.0.9", "10.0.0.9").service(web.clone());
         let found = hbone(route(&snapshot_of(push), "10.1.0.1:80"));
-        assert_eq!(found.tunnel, addr("10.0.0.9:15008"));
-        assert_eq!(found.authority, addr("10.1.0.1:80"));
+        assert_eq!(found.tunnel, Target::Addr(addr("10.0.0.9:15008")));
+        assert_eq!(found.authority, Authority::Ip(addr("10.1.0.1:80")));
         assert_eq!(&*found.workload.name, "wp");
         assert_eq!(&*found.service.unwrap().name, "web");
         assert_eq!(found.expected.last().unwrap().service_account(), "wp-sa");
@@ -191,7 +192,7 @@ fn a_waypoint_may_be_a_workload_with_a_hostname() {
     gateway.hostname = "gw.example".into();
     let snapshot = snapshot_of(mesh().service(web).workload(gateway));
     let found = hbone(route(&snapshot, "10.1.0.1:80"));
-    assert_eq!(found.tunnel, addr("10.0.0.9:15008"));
+    assert_eq!(found.tunnel, Target::Addr(addr("10.0.0.9:15008")));
 }
 
 #[test]
@@ -269,6 +270,7 @@ fn what_comes_from_the_waypoint_goes_on_to_the_workload() {
             &wp,
             client,
             addr("10.0.0.1:80"),
+            &[],
         ))
     };
     assert!(!from("10.0.0.9").via_waypoint);
@@ -278,26 +280,172 @@ fn what_comes_from_the_waypoint_goes_on_to_the_workload() {
     );
 }
 
-#[test]
-fn other_networks_are_refused_with_the_reason() {
-    let web = service("shop", "web", "10.1.0.1");
+/// `shop/web` in the network `far`, behind `gateway`; the service has one SPIFFE name.
+fn far_web(gateway: Option<wds::GatewayAddress>) -> (wds::Service, wds::Workload) {
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.subject_alt_names = vec!["spiffe://td/ns/shop/sa/web".into()];
     let mut far = member(pod("shop", "web", "10.0.0.1"), &web, &[]);
     far.network = "far".into();
+    far.network_gateway = gateway;
+    (web, far)
+}
+
+fn ids(expected: &[crate::identity::Identity]) -> Vec<String> {
+    expected.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn other_networks_are_reached_through_the_gateway_that_the_endpoint_names() {
+    let mut eastwest = pod("infra", "eastwest", "192.0.2.1");
+    eastwest.network = "far".into();
+    let mut by_address = gateway_at("192.0.2.1", 15009);
+    if let Some(Destination::Address(address)) = &mut by_address.destination {
+        address.network = "far".into();
+    }
+    let by_service = gateway_named("infra", "ew.infra.svc.cluster.local");
+    let mut gateways = service("infra", "ew", "10.1.0.77");
+    gateways.ports = vec![port(15008, 15008)];
+    gateways.subject_alt_names = vec!["spiffe://td/ns/infra/sa/ew".into()];
+    let eastwest = member(eastwest, &gateways, &[]);
+    for (reference, tunnel, outer) in [
+        (
+            by_address,
+            "192.0.2.1:15009",
+            &["spiffe://cluster.local/ns/infra/sa/eastwest-sa"][..],
+        ),
+        (
+            by_service,
+            "192.0.2.1:15008",
+            &[
+                "spiffe://td/ns/infra/sa/ew",
+                "spiffe://cluster.local/ns/infra/sa/eastwest-sa",
+            ],
+        ),
+    ] {
+        let (web, mut far) = far_web(Some(reference));
+        // Its address would mean something else here.
+        far.addresses.clear();
+        let push = mesh().service(web).workload(far);
+        let push = push.service(gateways.clone()).workload(eastwest.clone());
+        let found = hbone(route(&snapshot_of(push), "10.1.0.1:80"));
+        assert_eq!(found.tunnel, Target::Addr(addr(tunnel)));
+        let authority = Authority::Host("web.shop.svc.cluster.local".into(), 80);
+        assert_eq!(found.authority, authority, "the port that was dialled");
+        assert_eq!(ids(&found.expected), outer);
+        assert_eq!(
+            ids(&found.inner.unwrap()),
+            ["spiffe://td/ns/shop/sa/web"],
+            "the service's names alone"
+        );
+        assert_eq!(&*found.workload.name, "eastwest");
+        assert!(!found.via_waypoint);
+    }
+}
+
+#[test]
+fn a_waypoint_of_another_network_is_reached_through_its_gateway() {
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.waypoint = waypoint_named("wp");
+    let mut gateway = service("infra", "wp", "10.1.0.9");
+    gateway.ports = vec![port(15008, 15008)];
+    gateway.subject_alt_names = vec!["spiffe://td/ns/infra/sa/wp".into()];
+    let mut far = member(pod("infra", "wp", "10.0.0.9"), &gateway, &[]);
+    far.network = "far".into();
+    far.network_gateway = Some(gateway_at("192.0.2.1", 15008));
+    let eastwest = pod("infra", "eastwest", "192.0.2.1");
+    let push = mesh().service(web).service(gateway).workload(far);
+    let found = hbone(route(&snapshot_of(push.workload(eastwest)), "10.1.0.1:80"));
+    assert!(found.via_waypoint);
+    assert_eq!(found.authority.to_string(), "web.shop.svc.cluster.local:80");
+    assert_eq!(ids(&found.inner.unwrap()), ["spiffe://td/ns/infra/sa/wp"]);
+    assert_eq!(&*found.service.unwrap().name, "web");
+}
+
+#[test]
+fn other_networks_are_refused_with_the_reason() {
+    let refusal = |(web, far): (wds::Service, wds::Workload), dst: &str| {
+        route(&snapshot_of(mesh().service(web).workload(far)), dst).unwrap_err()
+    };
+    let none = refusal(far_web(None), "10.1.0.1:80");
+    assert!(matches!(none, Refusal::NoNetworkGateway { .. }), "{none}");
+    let unknown = far_web(Some(gateway_at("192.0.2.1", 15008)));
+    let unknown = refusal(unknown, "10.1.0.1:80");
+    assert!(unknown.to_string().contains("net/192.0.2.1"), "{unknown}");
+    let (mut web, far) = far_web(Some(gateway_at("192.0.2.1", 15008)));
+    web.subject_alt_names = vec!["web.example".into()];
+    let nameless = refusal((web, far), "10.1.0.1:80");
+    assert!(
+        matches!(nameless, Refusal::NoServiceIdentity { .. }),
+        "{nameless}"
+    );
+
+    // The address is another network's: here it means nothing.
+    let (web, far) = far_web(None);
     let snapshot = snapshot_of(mesh().service(web).workload(far));
-    let refusal = route(&snapshot, "10.1.0.1:80").unwrap_err();
-    assert!(matches!(&refusal, Refusal::CrossNetwork { network, .. } if &**network == "far"));
     passthrough(route(&snapshot, "10.0.0.1:80"));
 }
 
 #[test]
-fn a_workload_without_address_is_refused_with_its_hostname() {
+fn an_own_networks_gateway_is_never_used() {
+    let (web, mut near) = far_web(Some(gateway_at("192.0.2.1", 15008)));
+    near.network = "net".into();
+    let found = hbone(route(
+        &snapshot_of(mesh().service(web).workload(near)),
+        "10.1.0.1:80",
+    ));
+    assert!(found.inner.is_none());
+    assert_eq!(found.tunnel, Target::Addr(addr("10.0.0.1:15008")));
+}
+
+#[test]
+fn a_workload_without_address_is_named_by_its_hostname_until_it_is_resolved() {
     let web = service("shop", "web", "10.1.0.1");
     let mut named = member(pod("shop", "web", "10.0.0.1"), &web, &[]);
     named.addresses.clear();
     named.hostname = "db.example".into();
+    let target = |port| Target::Host {
+        hostname: "db.example".into(),
+        port,
+        prefer: IpFamily::V4,
+    };
+    let snapshot = snapshot_of(mesh().service(web.clone()).workload(named.clone()));
+    let found = hbone(route(&snapshot, "10.1.0.1:80"));
+    assert_eq!(found.tunnel, target(15008));
+    let found = found.at("192.0.2.9".parse().unwrap());
+    assert_eq!(found.tunnel, Target::Addr(addr("192.0.2.9:15008")));
+    assert_eq!(found.authority, Authority::Ip(addr("192.0.2.9:8080")));
+
+    named.tunnel_protocol = 0;
     let snapshot = snapshot_of(mesh().service(web).workload(named));
-    let refusal = route(&snapshot, "10.1.0.1:80").unwrap_err();
-    assert!(refusal.to_string().contains("db.example"), "{refusal}");
+    match route(&snapshot, "10.1.0.1:80") {
+        Ok(Route::Tcp { dst, .. }) => assert_eq!(dst, target(8080)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn another_choice_leaves_out_what_was_tried() {
+    let web = service("shop", "web", "10.1.0.1");
+    let endpoint = |name: &str, address: &str| member(pod("shop", name, address), &web, &[]);
+    let push = mesh().service(web.clone());
+    let push = push.workload(endpoint("a", "10.0.0.1"));
+    let snapshot = snapshot_of(push.workload(endpoint("b", "10.0.0.2")));
+    let client = uid_of(&snapshot, "shop", "client");
+    let from = client.addresses[0];
+    let again = |exclude: &[std::sync::Arc<str>]| {
+        let dst = addr("10.1.0.1:80");
+        outbound(&snapshot, &config(), &client, from, dst, exclude)
+    };
+    let first = again(&[]).unwrap();
+    let tried = first.retry_without().expect("two endpoints").clone();
+    let second = again(std::slice::from_ref(&tried)).unwrap();
+    assert!(second.retry_without().is_none(), "nobody else is left");
+    let second = hbone(Ok(second)).workload.uid.clone();
+    assert_ne!(second, tried);
+    let refusal = again(&[tried, second]).unwrap_err();
+    assert!(matches!(refusal, Refusal::NoHealthyUpstream { .. }));
+    let direct = route(&snapshot, "10.0.0.1:80").unwrap();
+    assert!(direct.retry_without().is_none(), "an address has no choice");
 }
 
 #[test]
@@ -310,13 +458,13 @@ fn the_family_dialled_is_kept_where_the_service_allows_it() {
         let mut web = web.clone();
         web.ip_families = families as i32;
         let snapshot = snapshot_of(mesh().service(web).workload(dual.clone()));
-        hbone(route(&snapshot, dst)).authority.ip().to_string()
+        hbone(route(&snapshot, dst)).authority.to_string()
     };
     use wds::IpFamilies::{Automatic, Dual, Ipv4Only, Ipv6Only};
-    assert_eq!(target(Automatic, "10.1.0.1:80"), "10.0.0.1");
-    assert_eq!(target(Dual, "[2001:db8::1]:80"), "2001:db8::99");
-    assert_eq!(target(Ipv4Only, "[2001:db8::1]:80"), "10.0.0.1");
-    assert_eq!(target(Ipv6Only, "10.1.0.1:80"), "2001:db8::99");
+    assert_eq!(target(Automatic, "10.1.0.1:80"), "10.0.0.1:8080");
+    assert_eq!(target(Dual, "[2001:db8::1]:80"), "[2001:db8::99]:8080");
+    assert_eq!(target(Ipv4Only, "[2001:db8::1]:80"), "10.0.0.1:8080");
+    assert_eq!(target(Ipv6Only, "10.1.0.1:80"), "[2001:db8::99]:8080");
 }
 
 /// facts ztunnel 2.3

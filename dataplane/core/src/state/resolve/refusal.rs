@@ -30,20 +30,25 @@ pub enum Refusal {
         network: Arc<str>,
     },
     #[error(
-        "workload {workload} is in network {network}: connections to other networks are not \
-         supported yet"
+        "workload {workload} is in network {network} and names no gateway to it: deploy an \
+         east-west gateway there, and check that the control plane knows its address"
     )]
-    CrossNetwork {
+    NoNetworkGateway {
         workload: Arc<str>,
         network: Arc<str>,
     },
     #[error(
-        "workload {workload} is known by its hostname {hostname} only: resolving it is not \
-         supported yet, give it an address"
+        "gateway {gateway} of network {network} is unknown or has no healthy endpoint: check that \
+         it is programmed and has ready pods"
     )]
-    HostnameOnly {
-        workload: Arc<str>,
-        hostname: Arc<str>,
+    UnknownNetworkGateway { gateway: String, network: Arc<str> },
+    #[error(
+        "service {service} leads to network {network}, but names no SPIFFE identity that its \
+         workloads there could prove: give it subjectAltNames"
+    )]
+    NoServiceIdentity {
+        service: Arc<str>,
+        network: Arc<str>,
     },
     #[error("workload {workload} has no address of an IP family that its service allows")]
     NoValidDestination { workload: Arc<str> },
@@ -61,7 +66,7 @@ pub enum InboundRefusal {
         local: SocketAddr,
     },
     #[error("no service with hostname {0} is known or visible here")]
-    NoHostname(String),
+    NoHostname(Arc<str>),
     #[error("service {service} has no port {port} that this workload serves")]
     NoPortForServices { service: Arc<str>, port: u16 },
     #[error("service {service} has no address to name in the PROXY protocol header")]

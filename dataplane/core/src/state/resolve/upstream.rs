@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::Refusal;
+use super::{IpFamily, Refusal, Target};
 use crate::identity::Identity;
 use crate::state::balance::PortRule;
 use crate::state::{
@@ -28,86 +28,99 @@ pub struct Upstream {
     pub port: u16,
     /// Through which it was found.
     pub service: Option<Arc<ServiceRecord>>,
+    /// The service has other endpoints that were not tried.
+    pub others: bool,
 }
 
-/// A service first, balanced; then a workload, with the port as it is. `client` is the namespace
-/// whose view of services counts; None sees all.
-pub fn find(
-    snapshot: &Snapshot,
-    source: &Workload,
-    network: &str,
-    dst: SocketAddr,
-    client: Option<&str>,
-    rule: PortRule,
-) -> Found {
-    if let Some(service) = snapshot.service_by_vip(network, dst.ip(), client) {
-        if service.mode() == Mode::Passthrough {
-            return Found::LeftAlone;
-        }
-        return match choose(snapshot, source, &service, dst.port(), rule) {
-            Some(upstream) => Found::Upstream(upstream),
-            None => Found::NoEndpoint(service),
-        };
-    }
-    match snapshot.workload_by_address(network, dst.ip()) {
-        Some(workload) => Found::Upstream(Upstream {
-            workload,
-            port: dst.port(),
-            service: None,
-        }),
-        None => Found::Nothing,
-    }
+/// What a choice depends on, beside what is looked for.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub snapshot: &'a Snapshot,
+    pub source: &'a Workload,
+    /// Workloads that were tried before.
+    pub exclude: &'a [Arc<str>],
 }
 
-/// The workload behind a waypoint reference. None: unknown, or no endpoint (facts ztunnel 2.4).
-pub fn find_gateway(snapshot: &Snapshot, source: &Workload, gateway: &Gateway) -> Option<Upstream> {
-    let port = gateway.hbone_port;
-    match &gateway.destination {
-        Destination::Address { network, ip } => {
-            let dst = SocketAddr::new(*ip, port);
-            match find(snapshot, source, network, dst, None, PortRule::Waypoint) {
-                Found::Upstream(upstream) => Some(upstream),
-                _ => None,
+impl View<'_> {
+    /// A service first, balanced; then a workload, with the port as it is. `client` is the
+    /// namespace whose view of services counts; None sees all.
+    pub fn find(
+        &self,
+        network: &str,
+        dst: SocketAddr,
+        client: Option<&str>,
+        rule: PortRule,
+    ) -> Found {
+        if let Some(service) = self.snapshot.service_by_vip(network, dst.ip(), client) {
+            if service.mode() == Mode::Passthrough {
+                return Found::LeftAlone;
             }
+            return match self.choose(&service, dst.port(), rule) {
+                Some(upstream) => Found::Upstream(upstream),
+                None => Found::NoEndpoint(service),
+            };
         }
-        Destination::Hostname {
-            namespace,
-            hostname,
-            key,
-        } => match snapshot.service(key).and_then(|s| s.record.clone()) {
-            Some(service) => choose(snapshot, source, &service, port, PortRule::Waypoint),
-            None => Some(Upstream {
-                workload: snapshot.workload_by_hostname(namespace, hostname)?,
-                port,
-                service: None,
-            }),
-        },
+        match self.snapshot.workload_by_address(network, dst.ip()) {
+            Some(workload) => Found::Upstream(Upstream::only(workload, dst.port())),
+            None => Found::Nothing,
+        }
     }
-}
 
-fn choose(
-    snapshot: &Snapshot,
-    source: &Workload,
-    record: &Arc<ServiceRecord>,
-    port: u16,
-    rule: PortRule,
-) -> Option<Upstream> {
-    let service = snapshot.service(&record.key)?;
-    let endpoint = service.choose(record, source, port, rule)?;
-    Some(Upstream {
-        workload: endpoint.workload,
-        port: endpoint.port,
-        service: Some(record.clone()),
-    })
+    /// The workload behind a reference to a waypoint or network gateway. None: unknown, or no
+    /// endpoint (facts ztunnel 2.4, 2.5).
+    pub fn find_gateway(&self, gateway: &Gateway) -> Option<Upstream> {
+        let port = gateway.hbone_port;
+        match &gateway.destination {
+            Destination::Address { network, ip } => {
+                let dst = SocketAddr::new(*ip, port);
+                match self.find(network, dst, None, PortRule::Waypoint) {
+                    Found::Upstream(upstream) => Some(upstream),
+                    _ => None,
+                }
+            }
+            Destination::Hostname {
+                namespace,
+                hostname,
+                key,
+            } => match self.snapshot.service(key).and_then(|s| s.record.clone()) {
+                Some(service) => self.choose(&service, port, PortRule::Waypoint),
+                None => {
+                    let workload = self.snapshot.workload_by_hostname(namespace, hostname)?;
+                    Some(Upstream::only(workload, port))
+                }
+            },
+        }
+    }
+
+    fn choose(&self, record: &Arc<ServiceRecord>, port: u16, rule: PortRule) -> Option<Upstream> {
+        let service = self.snapshot.service(&record.key)?;
+        let choice = service.choose(record, self.source, port, rule, self.exclude)?;
+        Some(Upstream {
+            workload: choice.endpoint.workload,
+            port: choice.endpoint.port,
+            service: Some(record.clone()),
+            others: choice.others,
+        })
+    }
 }
 
 impl Upstream {
+    fn only(workload: Arc<Workload>, port: u16) -> Self {
+        Self {
+            workload,
+            port,
+            service: None,
+            others: false,
+        }
+    }
+
     /// The original address if it is the workload's, else one of the original's family, else the
-    /// first that the service allows (facts ztunnel 2.6).
-    pub fn address(&self, original: IpAddr) -> Result<IpAddr, Refusal> {
+    /// first that the service allows, else the workload's hostname (facts ztunnel 2.6).
+    pub fn target(&self, original: IpAddr) -> Result<Target, Refusal> {
         let workload = &self.workload;
+        let port = self.port;
         if workload.addresses.contains(&original) {
-            return Ok(original);
+            return Ok(Target::Addr(SocketAddr::new(original, port)));
         }
         let families = self
             .service
@@ -122,17 +135,21 @@ impl Upstream {
             })
         };
         let same_family = allowed().find(|ip| ip.is_ipv4() == original.is_ipv4());
-        same_family.or_else(|| allowed().next()).ok_or_else(|| {
-            let uid = workload.uid.clone();
-            if workload.addresses.is_empty() && !workload.hostname.is_empty() {
-                let hostname = workload.hostname.clone();
-                Refusal::HostnameOnly {
-                    workload: uid,
-                    hostname,
-                }
-            } else {
-                Refusal::NoValidDestination { workload: uid }
-            }
+        if let Some(ip) = same_family.or_else(|| allowed().next()) {
+            return Ok(Target::Addr(SocketAddr::new(ip, port)));
+        }
+        if workload.hostname.is_empty() {
+            let workload = workload.uid.clone();
+            return Err(Refusal::NoValidDestination { workload });
+        }
+        Ok(Target::Host {
+            hostname: workload.hostname.clone(),
+            port,
+            prefer: match families {
+                Families::Automatic | Families::Dual => IpFamily::of(original),
+                Families::V4 => IpFamily::V4,
+                Families::V6 => IpFamily::V6,
+            },
         })
     }
 
@@ -143,6 +160,13 @@ impl Upstream {
             .iter()
             .flat_map(|s| s.identities.iter().cloned());
         names.chain([self.workload.identity()]).collect()
+    }
+
+    /// Only what the service names: which workload answers, another network decides (facts ztunnel
+    /// 2.5).
+    pub fn service_identities(&self) -> Arc<[Identity]> {
+        let service = self.service.iter();
+        service.flat_map(|s| s.identities.iter().cloned()).collect()
     }
 
     pub fn service_name(&self) -> Option<ServiceName> {
