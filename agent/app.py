@@ -12,6 +12,7 @@ from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
+from agent.levels import Levels
 from agent.pods.ledger import Ledger
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
@@ -57,7 +58,8 @@ async def _serve(config: Config) -> int:
         config.node.name, capture, pods, source, identities, reconciler, feed, supervisor
     )
     app = App(pods, source, identities, reconciler, feed, supervisor, redirect)
-    async with Servers(config.paths, config.servers, report, supervisor.replace):
+    levels = Levels(config.log, supervisor)
+    async with Servers(config.paths, config.servers, report, levels, supervisor.replace):
         return await app.run()
 
 

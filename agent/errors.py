@@ -62,6 +62,12 @@ class CaptureUnusable(AgentError):
     remedy = "repair it, or start with --capture none to redirect nothing"
 
 
+class BadLogFilter(AgentError):
+    """A log directive can't be read; nothing was changed."""
+
+    remedy = "for example underpass=debug"
+
+
 class SupervisorError(AgentError):
     """The data plane can't be started, adopted or replaced."""
 

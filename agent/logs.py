@@ -9,7 +9,7 @@ from agent.slices import Log
 
 # What a LogRecord always has; everything else came as `extra` and is a field.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_LEVELS = {
+LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -17,6 +17,8 @@ _LEVELS = {
     "error": logging.ERROR,
     "off": logging.CRITICAL,
 }
+# Loggers that have a level of their own, by `setup`.
+_chosen: set[str] = set()
 
 
 def setup(config: Log) -> None:
@@ -26,12 +28,18 @@ def setup(config: Log) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # What an earlier filter named and this one may not.
+    for target in _chosen:
+        logging.getLogger(target).setLevel(logging.NOTSET)
+    _chosen.clear()
     # The same directives configure the data plane: `LEVEL` or `target=LEVEL`, comma-separated.
     for directive in config.filter.split(","):
         target, equals, level = directive.strip().rpartition("=")
-        chosen = _LEVELS.get(level.lower())
+        chosen = LEVELS.get(level.lower())
         if chosen is not None:
-            logging.getLogger(target.replace("::", ".") if equals else None).setLevel(chosen)
+            name = target.replace("::", ".") if equals else None
+            logging.getLogger(name).setLevel(chosen)
+            _chosen.update({name} if name else ())
 
 
 class _Text(logging.Formatter):

@@ -137,6 +137,16 @@ class Supervisor:
         for instance in self._living():
             await instance.close()
 
+    async def set_log_filter(self, filter: str) -> None:
+        """For the present data plane and every later one. Raises DataplaneError, and then the
+        filter of none has changed."""
+        wanted = control_pb2.LogConfig()
+        wanted.CopyFrom(self._config.log)
+        wanted.filter = filter
+        if self._current is not None:
+            await self._current.dataplane.configure(log=wanted)
+        self._config.log.CopyFrom(wanted)
+
     def view(self) -> DataplaneView:
         current = self._current
         if current is None:
@@ -162,6 +172,10 @@ class Supervisor:
             seconds_without_service=self._away,
             draining=tuple(instance.pid for instance in self._retiring),
         )
+
+    @property
+    def serving(self) -> bool:
+        return self._current is not None
 
     @property
     def error(self) -> AgentError | None:

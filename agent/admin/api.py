@@ -1,4 +1,5 @@
-"""The admin socket's JSON: `GET /v1/…` looks, `POST /v1/dataplane/replace` changes."""
+"""The admin socket's JSON: `GET /v1/…` looks, `POST /v1/…` changes: the log levels, the data
+plane's process."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,7 +8,8 @@ from pathlib import Path
 from aiohttp import web
 
 from agent.dataplane import Dataplane, DataplaneError
-from agent.errors import AgentError
+from agent.errors import AgentError, BadLogFilter
+from agent.levels import Levels
 from agent.report import Report
 from agent.status import Problem, plain
 from proto.gen import control_pb2
@@ -16,8 +18,10 @@ from proto.gen import control_pb2
 SECTIONS = ("workloads", "services", "policies")
 
 
-def admin_app(report: Report, replace: Callable[[], Awaitable[None]]) -> web.Application:
-    api = _Api(report, replace)
+def admin_app(
+    report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
+) -> web.Application:
+    api = _Api(report, levels, replace)
     app = web.Application(middlewares=[_errors_as_json])
     app.router.add_get("/v1/status", api.status)
     app.router.add_get("/v1/pods", api.pods)
@@ -25,13 +29,18 @@ def admin_app(report: Report, replace: Callable[[], Awaitable[None]]) -> web.App
     app.router.add_get("/v1/connections", api.connections)
     for section in SECTIONS:
         app.router.add_get(f"/v1/{section}", api.section)
+    app.router.add_get("/v1/log", api.log)
+    app.router.add_post("/v1/log", api.change_log)
     app.router.add_post("/v1/dataplane/replace", api.replace)
     return app
 
 
 class _Api:
-    def __init__(self, report: Report, replace: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
+    ) -> None:
         self._report = report
+        self._levels = levels
         self._replace = replace
 
     async def status(self, request: web.Request) -> web.Response:
@@ -54,6 +63,16 @@ class _Api:
     async def section(self, request: web.Request) -> web.StreamResponse:
         section = request.path.rpartition("/")[2]
         return await _stream(request, _present(self._report).path, section)
+
+    async def log(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(self._levels.view()))
+
+    async def change_log(self, request: web.Request) -> web.Response:
+        """`?set=DIRECTIVES` adds to what is in force; `?reset` returns to what is configured."""
+        directives = request.query.get("set", "")
+        if "reset" in request.query:
+            return web.json_response(plain(await self._levels.reset(directives)))
+        return web.json_response(plain(await self._levels.change(directives)))
 
     async def replace(self, request: web.Request) -> web.Response:
         await self._replace()
@@ -102,6 +121,8 @@ async def _errors_as_json(
         return await handler(request)
     except web.HTTPException as exc:
         problem, status = Problem(request.path, exc.reason), exc.status
+    except BadLogFilter as exc:
+        problem, status = Problem("log", str(exc), exc.remedy), 400
     except DataplaneError as exc:
         problem, status = Problem("data plane", str(exc), exc.remedy), 503
     except AgentError as exc:

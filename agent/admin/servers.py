@@ -15,6 +15,7 @@ from agent.admin.api import admin_app
 from agent.admin.health import readiness_app
 from agent.admin.metrics import metrics_app
 from agent.errors import PortInUse
+from agent.levels import Levels
 from agent.report import Report
 from agent.settings import Listen
 from agent.slices import RunPaths
@@ -32,11 +33,13 @@ class Servers:
         paths: RunPaths,
         config: ServersConfig,
         report: Report,
+        levels: Levels,
         replace: Callable[[], Awaitable[None]],
     ) -> None:
         self._paths = paths
         self._config = config
         self._report = report
+        self._levels = levels
         self._replace = replace
         self._runners: list[web.AppRunner] = []
         # Name -> host:port as bound, for port 0.
@@ -46,7 +49,8 @@ class Servers:
         try:
             # The claim on the run folder says that no other agent lives: what is here is stale.
             self._paths.admin_socket.unlink(missing_ok=True)
-            await self._serve(admin_app(self._report, self._replace), _bind_unix(self._paths))
+            api = admin_app(self._report, self._levels, self._replace)
+            await self._serve(api, _bind_unix(self._paths))
             for name, app, listen in (
                 ("stats", metrics_app(self._report), self._config.stats),
                 ("ready", readiness_app(self._report), self._config.ready),

@@ -3,10 +3,11 @@
 import asyncio
 import http.client
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import click
 
@@ -40,13 +41,37 @@ class Answer:
             )
 
 
-def ask(sought: Where, section: str) -> Answer:
+def ask(sought: Where, section: str, query: Mapping[str, str] | None = None) -> Answer:
     """Raises Unreachable when neither answers, ClickException when the answer is an error."""
     place = find(sought)
     try:
-        return Answer(place, _get(place, section), from_agent=True)
-    except (FileNotFoundError, ConnectionError):
-        pass
+        return Answer(place, _request(place, "GET", section, query or {}), from_agent=True)
+    except _AgentAway:
+        data = asyncio.run(_observe(place, section, query or {}))
+        return Answer(place, data, from_agent=False)
+
+
+def change(sought: Where, path: str, query: Mapping[str, str] | None = None) -> Any:
+    """Asks the agent for a change; only it can. Raises Unreachable, ClickException."""
+    place = find(sought)
+    try:
+        return _request(place, "POST", path, query or {})
+    except _AgentAway as exc:
+        raise Unreachable(
+            f"the agent of {place.node} is away and only it can change this; start it again:"
+            " underpass agent …"
+        ) from exc
+
+
+class _AgentAway(Exception):
+    """Nobody listens on the admin socket."""
+
+
+def _request(place: Place, method: str, path: str, query: Mapping[str, str]) -> Any:
+    try:
+        return _exchange(place, method, path, query)
+    except (FileNotFoundError, ConnectionError) as exc:
+        raise _AgentAway from exc
     except PermissionError as exc:
         raise Unreachable(f"{place.admin} may not be opened: run this as root") from exc
     except TimeoutError as exc:
@@ -55,7 +80,6 @@ def ask(sought: Where, section: str) -> Answer:
         ) from exc
     except OSError as exc:
         raise click.ClickException(f"{place.admin}: {exc.strerror or exc}") from exc
-    return Answer(place, asyncio.run(_observe(place, section)), from_agent=False)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -68,10 +92,10 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(ANSWER_TIMEOUT)
 
 
-def _get(place: Place, section: str) -> Any:
+def _exchange(place: Place, method: str, path: str, query: Mapping[str, str]) -> Any:
     connection = _UnixConnection(place)
     try:
-        connection.request("GET", f"/v1/{section}")
+        connection.request(method, f"/v1/{path}{'?' if query else ''}{urlencode(query)}")
         answer = connection.getresponse()
         body = answer.read()
     except http.client.HTTPException as exc:
@@ -87,18 +111,18 @@ def _get(place: Place, section: str) -> Any:
         if isinstance(data, dict):
             text = "\n".join(filter(None, [data.get("error", str(data)), data.get("remedy")]))
         raise click.ClickException(
-            f"the agent of {place.node} answered {answer.status} to {section}: {text}"
+            f"the agent of {place.node} answered {answer.status} to {path}: {text}"
         )
     return data
 
 
-async def _observe(place: Place, section: str) -> Any:
+async def _observe(place: Place, section: str, query: Mapping[str, str]) -> Any:
     from agent.dataplane import Dataplane, DataplaneError
 
     try:
         dataplane = await Dataplane.connect(place.dataplane, role="observer")
         try:
-            return await _read(dataplane, section)
+            return await _read(dataplane, section, query)
         finally:
             await dataplane.close()
     except DataplaneError as exc:
@@ -108,16 +132,22 @@ async def _observe(place: Place, section: str) -> Any:
         raise click.ClickException(f"the data plane of {place.node}: {exc}") from exc
 
 
-async def _read(dataplane: "Dataplane", section: str) -> Any:
+async def _read(dataplane: "Dataplane", section: str, query: Mapping[str, str]) -> Any:
     hello = dataplane.hello
     if section == "pods":
         return [pod_row(pod) for pod in await dataplane.list_pods()]
     if section == "connections":
-        return [connection_row(row) async for row in dataplane.connections()]
+        return [connection_row(row) async for row in dataplane.connections(query.get("pod", ""))]
     if section == "certificates":
         return [certificate_row(row) for row in hello.certificates]
     if section in DUMPS:
         return json.loads(b"".join([chunk async for chunk in dataplane.dump(section)]))
+    if section == "log":
+        # What was configured only the agent knows.
+        levels = hello.config.log.filter or "info"
+        return {"filter": levels, "configured": levels, "dataplane": True}
+    if section != "status":
+        raise click.ClickException(f"the agent is away, and only it can tell {section}")
     return {
         "node": hello.config.node,
         "ready": False,

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connections": ("agent.cli.look:connections", "Live connections of this node's pods."),
     "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
     "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
+    "log": ("agent.cli.log:log", "Log levels of both processes, shown or changed live."),
     "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),
     "policies": ("agent.cli.look:policies", "Authorization policies this node knows."),
     "services": ("agent.cli.look:services", "Services this node knows."),

@@ -20,6 +20,7 @@ from agent.admin.servers import Servers
 from agent.claim import claimed
 from agent.errors import NodeClaimed, PortInUse, ReplaceRefused
 from agent.feed import Feed
+from agent.levels import Levels
 from agent.pods.file import FileSource
 from agent.pods.reconciler import Reconciler
 from agent.report import Report
@@ -72,6 +73,7 @@ class Node:
             self.paths,
             slices.Servers(stats=local, ready=local),
             self.report,
+            Levels(slices.Log(), self.supervisor),
             self.supervisor.replace,
         )
 
@@ -189,6 +191,18 @@ async def test_refusal_of_the_data_plane_is_told_not_cut_off(served: Node) -> No
     assert "no such section" in body["error"]
 
 
+async def test_log_levels_are_shown_changed_and_reset(served: Node) -> None:
+    code, shown = await served.admin("/v1/log")
+    assert (code, shown["filter"], shown["dataplane"]) == (200, "info", True)
+    code, changed = await served.admin("/v1/log?set=access%3Doff", "POST")
+    assert (code, changed["filter"]) == (200, "info,access=off")
+    code, body = await served.admin("/v1/log?set=loud", "POST")
+    assert code == 400
+    assert "'loud' is no directive" in body["error"]
+    assert (await served.admin("/v1/log"))[1]["filter"] == "info,access=off"
+    assert (await served.admin("/v1/log?reset", "POST"))[1]["filter"] == "info"
+
+
 async def test_replacing_a_given_data_plane_is_refused_with_reason(served: Node) -> None:
     code, body = await served.admin("/v1/dataplane/replace", "POST")
     assert code == 409
@@ -211,7 +225,8 @@ async def test_taken_port_is_named_and_nothing_stays_bound(node: Node, tmp_path:
     second = Node(tmp_path / "second")
     second.paths.root.mkdir()
     taken = slices.Servers(stats=Listen(host, int(port)), ready=None)
-    second.servers = Servers(second.paths, taken, second.report, second.supervisor.replace)
+    levels = Levels(slices.Log(), second.supervisor)
+    second.servers = Servers(second.paths, taken, second.report, levels, second.supervisor.replace)
     with pytest.raises(PortInUse, match=f"stats on {host}:{port}: Address already in use"):
         async with second.servers:
             pass

@@ -27,10 +27,13 @@ def underpass(run_dir: Path, *arguments: str) -> Result:
 
 @contextmanager
 def agent(run_dir: Path, node: str, answers: dict[str, Any]) -> Iterator[None]:
-    """Serves /v1/<section> for each answer; one that is an int is that HTTP status."""
+    """Serves /v1/<section> for each answer; one that is an int is that HTTP status, one that is
+    called gets the request's method and query."""
 
     async def handle(request: web.Request) -> web.Response:
         answer = answers.get(request.match_info["section"], 404)
+        if callable(answer):
+            answer = answer(request.method, dict(request.query))
         if isinstance(answer, int):
             return web.json_response({"error": "not today"}, status=answer)
         return web.json_response(answer)
@@ -48,7 +51,7 @@ def agent(run_dir: Path, node: str, answers: dict[str, Any]) -> Iterator[None]:
 class _Admin:
     def __init__(self, path: Path, handle: Any) -> None:
         app = web.Application()
-        app.router.add_get("/v1/{section}", handle)
+        app.router.add_route("*", "/v1/{section}", handle)
         self._runner = web.AppRunner(app)
         self._path = path
 

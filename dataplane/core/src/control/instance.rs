@@ -11,7 +11,7 @@ use super::agent::AgentSlot;
 use super::failure::{Code, Failure};
 use super::pods::Pods;
 use super::status;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::proxy::Shared;
 use crate::state::{Applied, Store};
 use crate::telemetry::Telemetry;
@@ -34,7 +34,8 @@ pub(super) struct Instance {
 
 /// Exists from the first agent's Hello on.
 pub(super) struct Node {
-    pub raw: pb::InstanceConfig,
+    /// As configured, with the changes since.
+    raw: parking_lot::Mutex<pb::InstanceConfig>,
     pub shared: Arc<Shared>,
     pub pods: Arc<Pods>,
     applies: mpsc::Sender<Apply>,
@@ -121,7 +122,7 @@ impl Instance {
             self.agent.clone(),
         ));
         Node {
-            raw,
+            raw: raw.into(),
             pods: Pods::new(shared.clone(), self.agent.clone()),
             shared,
             applies,
@@ -149,7 +150,7 @@ impl Instance {
             // Every resource by name: too much for a worker.
             let types = tokio::task::spawn_blocking(move || store.types()).await;
             let types = types.unwrap_or_default();
-            reply.config = Some(node.raw.clone());
+            reply.config = Some(node.raw.lock().clone());
             reply.pods = node.pods.list();
             reply.draining = node.pods.draining();
             reply.synced = !types.is_empty() && types.iter().all(|t| t.processed);
@@ -173,6 +174,20 @@ impl Instance {
 }
 
 impl Node {
+    /// Changes what may change live. A bad log filter is refused and changes nothing.
+    pub fn reconfigure(&self, ask: pb::Configure) -> Result<(), Failure> {
+        if let Some(log) = ask.log {
+            let bad = |text| Failure::invalid("log.filter", text);
+            self.shared.telemetry.configure(&log).map_err(bad)?;
+            self.raw.lock().log = Some(log);
+        }
+        if let Some(limits) = ask.limits {
+            self.shared.limits.store(Limits::parse(&limits).into());
+            self.raw.lock().limits = Some(limits);
+        }
+        Ok(())
+    }
+
     /// In the order of the calls' first await, off the workers.
     pub async fn apply(&self, response: bytes::Bytes) -> Result<Applied, Failure> {
         let (answer, answered) = oneshot::channel();

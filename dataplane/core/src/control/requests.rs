@@ -11,7 +11,6 @@ use super::failure::Failure;
 use super::instance::Instance;
 use super::session::{Job, Session};
 use super::{handover, status, streams};
-use crate::config::Limits;
 use crate::identity::Identity;
 use crate::wire::control as pb;
 
@@ -134,14 +133,7 @@ fn fail_certificate(instance: &Instance, ask: &pb::FailCertificate) -> Result {
 }
 
 fn configure(instance: &Instance, ask: pb::Configure) -> Result {
-    let shared = &instance.configured()?.shared;
-    if let Some(log) = ask.log {
-        let bad = |text| Failure::invalid("log.filter", text);
-        shared.telemetry.configure(&log).map_err(bad)?;
-    }
-    if let Some(limits) = ask.limits {
-        shared.limits.store(Limits::parse(&limits).into());
-    }
+    instance.configured()?.reconfigure(ask)?;
     DONE
 }
 

@@ -211,6 +211,10 @@ async fn configure_refuses_a_bad_filter_by_name() {
     assert_eq!(deadline(), Duration::from_secs(5));
     done(agent.ask(configure("debug"), vec![]).await);
     assert_eq!(deadline(), Duration::from_millis(77));
+    // A later agent, or an observer, is told of what changed.
+    let hello = plane.instance.hello().await.config.expect("configured");
+    assert_eq!(hello.log.expect("set").filter, "debug");
+    assert_eq!(hello.limits.expect("set").drain_deadline_ms, 77);
 }
 
 #[tokio::test]
