@@ -25,7 +25,7 @@ def _lister(name: str, columns: Sequence[Column], empty: str, help: str) -> clic
     return command
 
 
-def _field(name: str) -> Callable[[Row], str]:
+def field(name: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         value = row.get(name)
         return "-" if value is None or value == "" else str(value)
@@ -33,7 +33,7 @@ def _field(name: str) -> Callable[[Row], str]:
     return text
 
 
-def _qualified(row: Row) -> str:
+def qualified(row: Row) -> str:
     return f"{row.get('namespace', '')}/{row.get('name', '')}"
 
 
@@ -65,16 +65,16 @@ def _count(name: str) -> Callable[[Row], str]:
 pods = _lister(
     "pods",
     [
-        Column("POD", _qualified),
-        Column("STATE", _field("state")),
+        Column("POD", qualified),
+        Column("STATE", field("state")),
         Column("VERIFIED", _verified),
         Column("IDENTITY", _identity),
         Column("IN", _count("inbound_connections"), right=True),
         Column("OUT", _count("outbound_connections"), right=True),
         Column("PROBLEM", _problem),
-        Column("UID", _field("uid"), wide=True),
+        Column("UID", field("uid"), wide=True),
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
-        Column("NETNS", _field("netns"), wide=True),
+        Column("NETNS", field("netns"), wide=True),
     ],
     "No pods are known to this node's agent. Check the list it was given by --pods.",
     "Pods of this node: captured and verified, or why not.",
@@ -84,71 +84,41 @@ pods = _lister(
 # ---- what the control plane told: shapes of facts ztunnel 13.1
 
 
-def _plain(address: str) -> str:
+def plain(address: str) -> str:
     """`network/ip` without the nameless network's slash."""
     return address.removeprefix("/")
 
 
-def _waypoint(row: Row) -> str:
+def waypoint(row: Row) -> str:
     destination = (row.get("waypoint") or {}).get("destination")
-    return _plain(destination) if destination else "-"
+    return plain(destination) if destination else "-"
 
 
 workloads = _lister(
     "workloads",
     [
-        Column("WORKLOAD", _qualified),
+        Column("WORKLOAD", qualified),
         Column("ADDRESSES", lambda row: show.joined(row.get("workloadIps"))),
-        Column("PROTOCOL", _field("protocol")),
-        Column("STATUS", _field("status")),
-        Column("NODE", _field("node")),
-        Column("WAYPOINT", _waypoint),
-        Column("ACCOUNT", _field("serviceAccount"), wide=True),
+        Column("PROTOCOL", field("protocol")),
+        Column("STATUS", field("status")),
+        Column("NODE", field("node")),
+        Column("WAYPOINT", waypoint),
+        Column("ACCOUNT", field("serviceAccount"), wide=True),
         Column("POLICIES", lambda row: show.joined(row.get("authorizationPolicies")), wide=True),
         Column("SERVICES", lambda row: show.joined(row.get("services")), wide=True),
-        Column("UID", _field("uid"), wide=True),
+        Column("UID", field("uid"), wide=True),
     ],
     "No workloads yet: the control plane sent none. See `underpass status`.",
     "Workloads this node knows.",
 )
 
 
-def _ports(row: Row) -> str:
-    found = row.get("ports") or {}
-    return show.joined(
-        [
-            service if str(target) in (service, "0") else f"{service}→{target}"
-            for service, target in sorted(found.items(), key=lambda entry: int(entry[0]))
-        ]
-    )
-
-
-def _endpoints(row: Row) -> str:
-    found = (row.get("endpoints") or {}).values()
-    healthy = sum(endpoint.get("status") != "Unhealthy" for endpoint in found)
-    return f"{healthy}/{len(found)}"
-
-
-services = _lister(
-    "services",
-    [
-        Column("SERVICE", _qualified),
-        Column("ADDRESSES", lambda row: show.joined([_plain(v) for v in row.get("vips") or []])),
-        Column("PORTS", _ports),
-        Column("HEALTHY", _endpoints, right=True),
-        Column("WAYPOINT", _waypoint),
-        Column("HOSTNAME", _field("hostname"), wide=True),
-    ],
-    "No services yet: the control plane sent none. See `underpass status`.",
-    "Services this node knows.",
-)
-
 policies = _lister(
     "policies",
     [
-        Column("POLICY", _qualified),
-        Column("ACTION", _field("action")),
-        Column("SCOPE", _field("scope")),
+        Column("POLICY", qualified),
+        Column("ACTION", field("action")),
+        Column("SCOPE", field("scope")),
         Column("RULES", lambda row: str(len(row.get("rules") or [])), right=True),
         Column("DRY RUN", lambda row: "yes" if row.get("dryRun") else "no"),
     ],
@@ -190,7 +160,7 @@ def _certificate_error(row: Row) -> str:
 certificates = _lister(
     "certificates",
     [
-        Column("IDENTITY", _field("identity")),
+        Column("IDENTITY", field("identity")),
         Column("STATE", _state),
         Column("EXPIRES", _expires),
         Column("ERROR", _certificate_error),
@@ -201,7 +171,7 @@ certificates = _lister(
 )
 
 
-def _end(workload: str, address: str) -> Callable[[Row], str]:
+def end(workload: str, address: str) -> Callable[[Row], str]:
     """The best name there is for one end of a connection."""
 
     def text(row: Row) -> str:
@@ -212,22 +182,17 @@ def _end(workload: str, address: str) -> Callable[[Row], str]:
     return text
 
 
-connections = _lister(
-    "connections",
-    [
-        Column("DIRECTION", _field("direction")),
-        Column("SOURCE", _end("src_workload", "src")),
-        Column("DESTINATION", _end("dst_workload", "original_dst")),
-        Column("BY", _field("protocol")),
-        Column("AGE", lambda row: show.span(row.get("age_ms", 0) / 1000), right=True),
-        Column("SENT", lambda row: show.size(row.get("bytes_sent", 0)), right=True),
-        Column("RECEIVED", lambda row: show.size(row.get("bytes_received", 0)), right=True),
-        Column("FROM IDENTITY", lambda row: _account(row.get("src_identity") or ""), wide=True),
-        Column("TO IDENTITY", lambda row: _account(row.get("dst_identity") or ""), wide=True),
-        Column("SERVICE", _field("dst_service"), wide=True),
-        Column("NEXT HOP", _field("actual_dst"), wide=True),
-        Column("POD", _field("pod_uid"), wide=True),
-    ],
-    "No live connections.",
-    "Live connections of this node's pods.",
-)
+CONNECTIONS = [
+    Column("DIRECTION", field("direction")),
+    Column("SOURCE", end("src_workload", "src")),
+    Column("DESTINATION", end("dst_workload", "original_dst")),
+    Column("BY", field("protocol")),
+    Column("AGE", lambda row: show.span(row.get("age_ms", 0) / 1000), right=True),
+    Column("SENT", lambda row: show.size(row.get("bytes_sent", 0)), right=True),
+    Column("RECEIVED", lambda row: show.size(row.get("bytes_received", 0)), right=True),
+    Column("FROM IDENTITY", lambda row: _account(row.get("src_identity") or ""), wide=True),
+    Column("TO IDENTITY", lambda row: _account(row.get("dst_identity") or ""), wide=True),
+    Column("SERVICE", field("dst_service"), wide=True),
+    Column("NEXT HOP", field("actual_dst"), wide=True),
+    Column("POD", field("pod_uid"), wide=True),
+]

@@ -5,21 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
-from agent.cli.reach import RUN_DIR, Where
+from agent.cli.reach import RUN_DIR, Where, complete_node
 
 # Name -> where the command is, and its line in the list of commands. A command whose module
 # isn't installed isn't listed.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "agent": ("agent.cli.agent:agent", "Run this node's agent and its data plane."),
     "certificates": ("agent.cli.look:certificates", "Certificates of this node's identities."),
-    "connections": ("agent.cli.look:connections", "Live connections of this node's pods."),
+    "completion": ("agent.cli.completion:completion", "Shell completion: bash, zsh, fish."),
+    "connections": ("agent.cli.connections:connections", "Live connections of this node's pods."),
     "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
     "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
     "log": ("agent.cli.log:log", "Log levels of both processes, shown or changed live."),
     "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),
     "policies": ("agent.cli.look:policies", "Authorization policies this node knows."),
-    "services": ("agent.cli.look:services", "Services this node knows."),
+    "services": ("agent.cli.services:services", "Services this node knows."),
     "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),
     "version": ("agent.cli.version:version", "Versions of this program and its parts."),
     "workloads": ("agent.cli.look:workloads", "Workloads this node knows."),
@@ -39,13 +41,28 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """From the table: importing every command for a key press would be felt."""
+        found = [
+            CompletionItem(name, help=help)
+            for name, (_, help) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        # Options, which a group completes by itself when asked for them.
+        return found if not incomplete.startswith("-") else super().shell_complete(ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--node", envvar="UNDERPASS_NODE", help="The node to ask, where several are here.")
+@click.option(
+    "--node",
+    envvar="UNDERPASS_NODE",
+    help="The node to ask, where several are here.",
+    shell_complete=complete_node,
+)
 @click.option(
     "--run-dir",
     envvar="UNDERPASS_RUN_DIR",

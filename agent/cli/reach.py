@@ -72,8 +72,27 @@ def where(command: _F) -> _F:
         "--node",
         callback=node,
         expose_value=False,
+        shell_complete=complete_node,
         help="The node to ask, where several are on this machine  [env: UNDERPASS_NODE]",
     )(command)
+
+
+def said_so_far(context: click.Context) -> Where:
+    """While a shell completes, no command has run yet to say it."""
+    if isinstance(context.obj, Where):
+        return context.obj
+    root = context.find_root().params
+    return Where(root.get("node"), root.get("run_dir") or RUN_DIR)
+
+
+def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Names of nodes that have sockets here."""
+    run_dir = said_so_far(context).run_dir
+    try:
+        names = [folder.name for folder in run_dir.iterdir() if _has_sockets(Place(folder))]
+    except OSError:
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def find(sought: Where) -> Place:

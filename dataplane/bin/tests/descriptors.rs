@@ -51,7 +51,11 @@ fn without_descriptors_it_waits_instead_of_spinning_and_recovers() {
     eventually("it has none left", || errors(agent.metrics()) > 0);
 
     // Six more attempts, however long they take: a loop that spins makes them at once.
-    let (used, failed, begun) = (cpu(dataplane.pid()), errors(agent.metrics()), Instant::now());
+    let (used, failed, begun) = (
+        cpu(dataplane.pid()),
+        errors(agent.metrics()),
+        Instant::now(),
+    );
     eventually("it goes on trying", || {
         errors(agent.metrics()) >= failed + 6
     });

@@ -168,6 +168,16 @@ def test_a_service_shows_ports_networks_and_healthy_endpoints(tmp_path: Path) ->
         assert part in text
 
 
+def test_a_wide_service_names_each_endpoint_with_its_health(tmp_path: Path) -> None:
+    known = WORKLOAD | {"uid": "a", "name": "api-1"}
+    with agent(tmp_path, "node-a", ANSWERS | {"workloads": [known]}):
+        text = underpass(tmp_path, "services", "-o", "wide").stdout
+        narrow = underpass(tmp_path, "services").stdout
+    assert "shop/api-1 10.1.0.2, fd00::2 healthy" in text
+    assert "b UNHEALTHY, not known itself" in text
+    assert "api-1" not in narrow
+
+
 def test_a_policy_shows_that_it_only_runs_dry(tmp_path: Path) -> None:
     with agent(tmp_path, "node-a", ANSWERS):
         row = underpass(tmp_path, "policies").stdout.splitlines()[1].split()
