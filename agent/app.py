@@ -51,6 +51,7 @@ async def _serve(config: Config) -> int:
         drain_deadline=config.dataplane.drain_deadline,
         ledger=Ledger(config.paths.captured_pods),
         namespaces=config.namespaces,
+        external=config.capture.mode == "external",
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config))
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)
@@ -95,7 +96,9 @@ class App:
         tasks = [
             supervising,
             self._start(self._source.run()),
-            self._start(self._reconciler.follow(self._pods.events())),
+            self._start(
+                self._reconciler.follow(self._pods.events(), once_synced=self._pods.after_sync)
+            ),
             self._start(self._reconciler.watch_namespaces()),
         ]
         if self._identities is not None:

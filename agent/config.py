@@ -10,6 +10,7 @@ from typing import Any
 
 from agent import settings
 from agent.errors import ConfigErrors
+from agent.pods import choice
 from agent.settings import SETTINGS, Mistake, Setting
 from agent.slices import (
     Authority,
@@ -178,7 +179,8 @@ def _assemble(reader: _Reader) -> Config | None:
         reader.wrong("run-dir", f"too long by {longest - settings.SOCKET_PATH_LIMIT} for a socket")
     ports = _ports(reader)
     if reader["pods"] is None and not reader.given("pods"):
-        reader.wrong("pods", "is needed; write file:PATH")
+        reader.wrong("pods", f"is needed; {choice.WAYS}")
+    mode = _capture_mode(reader)
     if reader.mistakes:
         return None
     return Config(
@@ -186,7 +188,7 @@ def _assemble(reader: _Reader) -> Config | None:
         paths=RunPaths(root),
         pods=reader["pods"],
         capture=Capture(
-            mode=reader["capture"],
+            mode=mode,
             ipv6=reader["ipv6"],
             ports=ports,
             verify_interval=reader["verify-interval"],
@@ -207,6 +209,15 @@ def _assemble(reader: _Reader) -> Config | None:
         namespaces=reader["namespaces"],
         warnings=tuple(reader.warnings),
     )
+
+
+def _capture_mode(reader: _Reader) -> str:
+    mode, pods = reader["capture"], reader["pods"]
+    if pods is None:
+        return str(mode)
+    if pods.kind == "zds" and mode == "nftables":
+        reader.wrong("capture", "the ZDS server redirects its pods' traffic itself; write external")
+    return "external" if mode == "auto" and pods.redirected_elsewhere else str(mode)
 
 
 def _ports(reader: _Reader) -> Ports:

@@ -27,6 +27,9 @@ async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
     """Raises CaptureUnusable with the reason and what to do."""
     if config.capture.mode == "none":
         return None, CaptureView("none", "switched off by --capture none")
+    if config.capture.mode == "external":
+        who = "the ZDS server" if config.pods.kind == "zds" else "somebody else"
+        return None, CaptureView("external", f"{who} redirects traffic to the data plane")
     from redirect.nftables_capture import NftablesCapture
 
     plain = capture_config(config)
@@ -50,8 +53,19 @@ def capture_config(config: Config) -> CaptureConfig:
 
 
 def pod_source(config: Config) -> PodSource:
-    # `file` is the one kind that the settings let through.
-    return FileSource(config.pods.path)
+    chosen = config.pods
+    match chosen.kind:
+        case "zds":
+            from agent.pods.zds import ZdsSource
+
+            return ZdsSource(chosen.path)
+        case "self":
+            from agent.pods.own import OwnSource
+
+            assert chosen.workload is not None  # settings: self names one
+            return OwnSource(chosen.workload)
+        case _:
+            return FileSource(chosen.path)
 
 
 def configuration_source(config: Config) -> ConfigurationSource:
@@ -92,6 +106,8 @@ def identity_manager(config: Config) -> IdentityManager | None:
             headers=endpoint.headers,
             node_name=config.node.name,
             ttl=config.authority.ttl,
+            # facts ztunnel 1.5: a dedicated proxy asks for its own identity alone.
+            impersonate=config.pods.kind != "self",
         ),
         config.node.trust_domain,
     )

@@ -72,7 +72,9 @@ class Report:
         waits = {
             "data plane": self._feed.present is None,
             "control plane": not self._feed.synced,
-            "pods": not self._reconciler.settled,
+            # facts ztunnel 11.5: again while a ZDS server is away. Pods whose ports an ending proxy
+            # holds don't count: it ends only once we are ready.
+            "pods": not self._reconciler.settled or not self._pods.connected,
         }
         return tuple(name for name, waiting in waits.items() if waiting)
 
@@ -165,7 +167,7 @@ class Report:
             *dataplane_problems(dataplane, silence),
             *control_plane_problems(control_plane, synced=self._feed.synced),
             *capture_problems(self._capture, self._feed.rules_error),
-            *(Problem("pod list", text, "correct the file") for text in self._pods.problems()),
+            *(Problem("pod list", text, self._pods.remedy) for text in self._pods.problems()),
             *pod_problems(pods),
             *certificate_problems(certificates, datetime.now(UTC)),
         ]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from agent.errors import Mistake
 from agent.namespaces import namespace_table
+from agent.pods.choice import pod_source
 
-__all__ = ["SETTINGS", "Listen", "Mistake", "PodSourceChoice", "Setting"]
+__all__ = ["SETTINGS", "Listen", "Mistake", "Setting"]
 
 ENV_PREFIX = "UNDERPASS_"
 
@@ -168,23 +169,6 @@ def path(value: object) -> Path:
     return Path(words(value)).absolute()
 
 
-@dataclass(frozen=True)
-class PodSourceChoice:
-    """`kind:argument`."""
-
-    kind: str
-    path: Path
-
-
-def pod_source(value: object) -> PodSourceChoice:
-    kind, colon, argument = words(value).partition(":")
-    if kind != "file":
-        raise Mistake(f"unknown pod source {kind!r}; write file:PATH")
-    if not colon or not argument:
-        raise Mistake("names no path; write file:PATH")
-    return PodSourceChoice(kind, Path(argument).absolute())
-
-
 def https_address(value: object) -> str:
     """`https://host:port` or `host:port`; tokens are never sent in clear."""
     found = words(value)
@@ -237,8 +221,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("network", text, "", "Network id of this node's pods"),
     Setting("cluster-id", words, "Kubernetes", "Cluster id told to the control plane"),
     Setting("trust-domain", trust_domain, "cluster.local", "Trust domain of the mesh"),
-    Setting("pods", pod_source, None, "Where the node's pods are listed: file:PATH"),
-    Setting("capture", one_of("auto", "nftables", "none"), "auto", "How traffic is caught"),
+    Setting(
+        "pods",
+        pod_source,
+        None,
+        "Who names this node's pods: file:PATH; zds[:PATH], a CNI node agent's socket; or "
+        "self:NAMESPACE/NAME/ACCOUNT, the one workload of the agent's own network namespace",
+    ),
+    Setting(
+        "capture",
+        one_of("auto", "nftables", "external", "none"),
+        "auto",
+        "How traffic is caught; external: by somebody else's rules [auto: nftables with file, "
+        "external with zds and self]",
+    ),
     Setting("ipv6", switch, True, "Listen for and catch IPv6 too"),
     # facts ztunnel 14: ENABLE_ORIG_SRC, LOCALHOST_APP_TUNNEL, ENABLE_RESPONSE_BAGGAGE
     Setting(

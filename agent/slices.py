@@ -6,7 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent.namespaces import NamespaceTable
-from agent.settings import Listen, PodSourceChoice
+from agent.pods.choice import PodSourceChoice
+from agent.settings import Listen
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class Capture:
+    # auto and nftables by us, external by somebody else, none.
     mode: str = "auto"
     ipv6: bool = True
     ports: Ports = field(default_factory=Ports)

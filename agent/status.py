@@ -24,7 +24,8 @@ class PodView:
     namespace: str
     service_account: str
     netns: str
-    # captured, capturing, adding, waiting for …, not captured, failed, removing.
+    # captured, capturing, served (by rules of somebody else), adding, waiting for …, not captured,
+    # failed, removing.
     state: str
     # Our rules are in its namespace.
     captured: bool
@@ -44,7 +45,7 @@ class PodView:
 
 @dataclass(frozen=True)
 class CaptureView:
-    # nftables or none.
+    # nftables, external or none.
     mode: str
     # Why this one, or why not the other.
     reason: str = ""

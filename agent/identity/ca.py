@@ -31,6 +31,8 @@ class CaConfig(Endpoint):
     node_name: str
     # facts ztunnel 8.1
     ttl: timedelta = timedelta(hours=24)
+    # The node asks for its pods' identities; a dedicated proxy only for the one of its token.
+    impersonate: bool = True
     # One answer; a CA under load signs in well under a second.
     timeout: timedelta = timedelta(seconds=10)
 
@@ -48,7 +50,8 @@ class CaClient:
         request = citadel_pb2.IstioCertificateRequest(
             csr=csr, validity_duration=round(self._config.ttl.total_seconds())
         )
-        request.metadata.update({"ImpersonatedIdentity": identity})
+        if self._config.impersonate:
+            request.metadata.update({"ImpersonatedIdentity": identity})
         try:
             metadata = self._config.metadata()
             async with self._lease() as channel:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from agent.errors import AgentError
 from agent.pods.netns import NetnsId
-from agent.pods.source import Pod
+from agent.pods.source import Outcome, Pod
 
 
 class Step(enum.Enum):
@@ -39,6 +39,8 @@ class Node:
     synced: bool
     # Somebody of ours redirects traffic at all.
     capturing: bool
+    # Somebody else does.
+    external: bool = False
 
 
 @dataclass(eq=False)
@@ -67,6 +69,8 @@ class Enrolment:
     # Generation in which adding was last tried, whatever came of it.
     tried_in: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    # Somebody waits to hear what came of what is wanted.
+    outcome: Outcome | None = None
 
     def next(self, node: Node, now: float) -> Step:
         if self.wanted != self.pod or self.moved:
@@ -99,6 +103,11 @@ class Enrolment:
         self.failures += 1
         self.error = error
         self.retry_at = now + retry_delay(self.failures) if error.retryable else float("inf")
+
+    def answer(self, error: AgentError | None) -> None:
+        outcome, self.outcome = self.outcome, None
+        if outcome is not None and not outcome.done():
+            outcome.set_result(error)
 
     def try_again(self) -> None:
         """Something changed: a failed step may work now."""

@@ -47,6 +47,10 @@ class PodList:
 class FileSource:
     """State: `_pods` is what was told to the consumer, `_problems` what is wrong now."""
 
+    after_sync = False
+    connected = True
+    remedy = "correct the file"
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pods: Mapping[str, Pod] = {}

@@ -1,9 +1,12 @@
-"""Pods' network namespaces by path: opened, told apart, and refused when they aren't a pod's."""
+"""Pods' network namespaces, by path or by descriptor: opened, told apart, and refused when they
+aren't a pod's."""
 
 import fcntl
 import os
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from agent.errors import NetnsMissing, NetnsRefused
 
@@ -22,13 +25,34 @@ class NetnsId:
     device: int
 
 
+class PodNetns(Protocol):
+    """Where a pod's namespace is to be had. Equal ones are the same place."""
+
+    @property
+    def follow(self) -> bool:
+        """The place may come to name a successor of the namespace."""
+
+    @property
+    def lasting(self) -> bool:
+        """It names the namespace for as long as somebody holds it, also after the pod's end."""
+
+    def open(self) -> int:
+        """A new descriptor. Raises NetnsMissing, NetnsRefused."""
+
+    def identity(self) -> "NetnsId | None":
+        """What it names now; None when nothing."""
+
+
 @dataclass(frozen=True)
 class NetnsPath:
-    """Where a pod's namespace is to be found."""
+    """A namespace by its name in the file system."""
 
     path: Path
     # A path may come to name a successor of the namespace; a process id only names a stranger.
     follow: bool = True
+    # The agent's own namespace is meant (dedicated mode), not named by mistake.
+    own: bool = False
+    lasting: bool = field(default=False, init=False)
 
     @classmethod
     def of_pid(cls, pid: int) -> "NetnsPath":
@@ -47,7 +71,7 @@ class NetnsPath:
         except OSError as exc:
             raise NetnsRefused(f"{self.path}: can't be opened: {exc.strerror}") from exc
         try:
-            self._check(fd)
+            check(fd, str(self.path), own=self.own)
         except BaseException:
             os.close(fd)
             raise
@@ -57,17 +81,46 @@ class NetnsPath:
         """What the path names now; None when nothing."""
         return _identity(self.path)
 
-    def _check(self, fd: int) -> None:
-        try:
-            kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-        except OSError as exc:
-            raise NetnsRefused(f"{self.path}: not a network namespace") from exc
-        if kind != _CLONE_NEWNET:
-            raise NetnsRefused(f"{self.path}: a namespace of another kind")
-        if netns_id(fd) in (_identity(_OWN), _identity(_INIT)):
-            raise NetnsRefused(
-                f"{self.path}: the node's own network namespace; capture would cut it off"
-            )
+
+class HeldNetns:
+    """A namespace by a descriptor, which is all there is of it; closed when nobody needs it."""
+
+    follow = False
+    lasting = True
+
+    def __init__(self, fd: int) -> None:
+        """Takes the descriptor over. Raises NetnsRefused."""
+        self._fd = fd
+        weakref.finalize(self, os.close, fd)
+        check(fd, "the descriptor")
+        self._id = netns_id(fd)
+
+    def open(self) -> int:
+        return os.dup(self._fd)
+
+    def identity(self) -> NetnsId:
+        return self._id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeldNetns) and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __str__(self) -> str:
+        return f"net:[{self._id.inode}]"
+
+
+def check(fd: int, name: str, *, own: bool = False) -> None:
+    """Raises NetnsRefused for what is no pod's network namespace."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as exc:
+        raise NetnsRefused(f"{name}: not a network namespace") from exc
+    if kind != _CLONE_NEWNET:
+        raise NetnsRefused(f"{name}: a namespace of another kind")
+    if not own and netns_id(fd) in (_identity(_OWN), _identity(_INIT)):
+        raise NetnsRefused(f"{name}: the node's own network namespace; capture would cut it off")
 
 
 def netns_id(fd: int) -> NetnsId:

@@ -8,17 +8,18 @@ and is repeated when its error may pass.
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
 
-from agent.dataplane import DataplaneError, DataplaneLost
+from agent.dataplane import DataplaneError, DataplaneLost, InUse
 from agent.errors import AgentError
 from agent.namespaces import NamespaceTable
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Held, Ledger
-from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved
+from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemoved
 from agent.pods.steps import CaptureError, PodTarget, Steps
 from agent.pods.turns import Turns
 from agent.status import PodView
@@ -33,6 +34,10 @@ NAMESPACES_INTERVAL = 1.0
 # PodsSynced waits this long for pods that can't be added.
 SYNC_PATIENCE = 30.0
 ANNOUNCE_AGAIN = 1.0
+# How often ports that somebody else holds are tried, and for how many pods in that time: a failed
+# try costs about a millisecond, and a node may have 250 pods.
+PORTS_INTERVAL = 0.1
+PORTS_AT_ONCE = 10
 
 
 class InternalError(AgentError):
@@ -54,7 +59,9 @@ class Reconciler:
         drain_deadline: timedelta | None = None,
         ledger: Ledger | None = None,
         namespaces: NamespaceTable | None = None,
+        external: bool = False,
     ) -> None:
+        """`external`: somebody else redirects traffic to the data plane's listeners."""
         self._ledger = ledger or Ledger()
         self._steps = Steps(
             redirect,
@@ -62,15 +69,20 @@ class Reconciler:
             drain_deadline=drain_deadline,
             ledger=self._ledger,
             namespaces=namespaces,
+            external=external,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
+        # Pods of the data plane that exist, but whose namespaces nobody here has.
+        self._kept: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dataplane: PodTarget | None = None
         # Counts data planes, so that a pod can tell whether it was added to the present one.
         self._generation = 0
         self._synced = False
         self._listed = asyncio.Event()
+        # Set for good: a data plane knew the mesh once.
+        self._mesh_known = asyncio.Event()
         self._settled = False
         self._announcing: asyncio.Task[None] | None = None
         # The present data plane has every pod of the list that can be added.
@@ -78,14 +90,19 @@ class Reconciler:
 
     # ---- what is wanted
 
-    async def follow(self, events: AsyncIterator[PodEvent]) -> None:
+    async def follow(self, events: AsyncIterator[PodEvent], *, once_synced: bool = False) -> None:
         """Takes the source's events, for ever. Ends only by cancellation; pods stay as they are."""
         former = self._ledger.load()
+        if once_synced:
+            await self._mesh_known.wait()
         async for event in events:
             if isinstance(event, PodAdded):
-                self._want(event.pod.uid, event.pod)
+                self._want(event.pod.uid, event.pod, event.outcome)
             elif isinstance(event, PodRemoved):
-                self._want(event.uid, None)
+                await self._let_go(event.uid)
+                self._want(event.uid, None, event.outcome)
+            elif isinstance(event, PodKept):
+                self._kept.add(event.uid)
             else:
                 log.info("pods listed", extra={"pods": len(self._pods)})
                 self._see_off(former)
@@ -103,15 +120,27 @@ class Reconciler:
                     entry.verify_at = 0.0
                     entry.wake.set()
 
-    def _want(self, uid: str, pod: Pod | None) -> None:
+    def _want(self, uid: str, pod: Pod | None, outcome: Outcome | None = None) -> None:
         enrolment = self._pods.get(uid)
         if enrolment is None:
             if pod is None:
+                if outcome is not None:
+                    outcome.set_result(None)
                 return
             enrolment = self._pods[uid] = Enrolment(pod, pod)
             self._tasks[uid] = asyncio.create_task(self._drive(enrolment), name=f"pod {pod.key}")
-        enrolment.wanted = pod
+            self._kept.discard(uid)
+        # Whoever asked before has stopped waiting: one event of a source is open at a time.
+        enrolment.wanted, enrolment.outcome = pod, outcome
         enrolment.try_again()
+
+    async def _let_go(self, uid: str) -> None:
+        """A pod that only the data plane had."""
+        if uid in self._kept:
+            self._kept.discard(uid)
+            if self._dataplane is not None:
+                with contextlib.suppress(DataplaneError):
+                    await self._dataplane.remove_pod(uid, drain=False)
 
     def _see_off(self, former: list[Held]) -> None:
         """Pods that left while no agent looked: rules would hold them for a proxy that is gone."""
@@ -152,10 +181,15 @@ class Reconciler:
         self._stop_announcing()
         self._dataplane = None
         self._synced = False
+        if self._kept:
+            # They went with it, and can't be added without a namespace.
+            log.warning("pods lost with their data plane", extra={"uids": sorted(self._kept)})
+            self._kept.clear()
 
     def dataplane_synced(self) -> None:
         """It knows the mesh: pods may be captured now."""
         self._synced = True
+        self._mesh_known.set()
         self._wake_all()
 
     def listener_lost(self, uid: str) -> None:
@@ -233,13 +267,22 @@ class Reconciler:
             if step is Step.FORGET:
                 del self._pods[enrolment.pod.uid]
                 del self._tasks[enrolment.pod.uid]
+                enrolment.answer(None)
                 return
             if step is Step.REST or now < enrolment.retry_at:
+                self._tell_outcome(step, enrolment)
                 until = enrolment.retry_at if step is not Step.REST else enrolment.verify_at
                 await _wait(enrolment.wake, until - now)
                 continue
             async with self._turns.turn():
                 await self._try(enrolment)
+
+    def _tell_outcome(self, step: Step, enrolment: Enrolment) -> None:
+        """Nothing is told while it is neither done nor failed: without a data plane."""
+        if step is not Step.REST:
+            enrolment.answer(enrolment.error)
+        elif enrolment.added_to and enrolment.added_to == self._node().generation:
+            enrolment.answer(None)
 
     async def _try(self, enrolment: Enrolment) -> None:
         """One step, decided now: the world may have changed while waiting for the turn."""
@@ -254,7 +297,15 @@ class Reconciler:
             log.exception("pod step failed", extra={"pod": enrolment.pod.key, "step": step.name})
             self._failed(step, enrolment, InternalError(f"{type(exc).__name__}: {exc}"))
         else:
+            freed = step is Step.ADD and isinstance(enrolment.error, InUse)
             enrolment.succeeded()
+            if freed:
+                # Who held its ports has let go of the others' too.
+                for other in self._waiting_for_ports():
+                    other.try_again()
+
+    def _waiting_for_ports(self) -> list[Enrolment]:
+        return [entry for entry in self._pods.values() if isinstance(entry.error, InUse)]
 
     def _failed(self, step: Step, enrolment: Enrolment, error: AgentError) -> None:
         if str(error) != str(enrolment.error):
@@ -263,6 +314,11 @@ class Reconciler:
         if step is Step.OPEN:
             enrolment.tried_in = self._generation
         enrolment.failed(error, _now())
+        if isinstance(error, InUse):
+            # A proxy that ends frees its ports at any moment, and nobody serves until we notice:
+            # a tenth of a second, for the node as a whole when many pods wait (facts ztunnel 10).
+            pause = PORTS_INTERVAL * max(1.0, len(self._waiting_for_ports()) / PORTS_AT_ONCE)
+            enrolment.retry_at = _now() + pause * random.uniform(0.9, 1.1)
 
     async def _do(self, step: Step, enrolment: Enrolment) -> None:
         steps = self._steps
@@ -307,6 +363,8 @@ class Reconciler:
         self._generation += 1
         self._dataplane = dataplane
         self._synced = synced
+        if synced:
+            self._mesh_known.set()
         self._announcing = asyncio.create_task(self._announce(dataplane), name="announce pods")
 
     async def _announce(self, dataplane: PodTarget) -> None:
@@ -324,7 +382,8 @@ class Reconciler:
                 await asyncio.sleep(ANNOUNCE_AGAIN)
 
     async def _tell_list(self, dataplane: PodTarget) -> None:
-        await dataplane.keep_pods([uid for uid, entry in self._pods.items() if entry.wanted])
+        wanted = {uid for uid, entry in self._pods.items() if entry.wanted}
+        await dataplane.keep_pods(sorted(wanted | self._kept))
         patience = _now() + SYNC_PATIENCE
         while _now() < patience and not all(
             entry.wanted is None or entry.tried_in == self._generation
@@ -344,7 +403,7 @@ class Reconciler:
 
     def _node(self) -> Node:
         generation = self._generation if self._dataplane is not None else 0
-        return Node(generation, self._synced, self._steps.capturing)
+        return Node(generation, self._synced, self._steps.capturing, self._steps.external)
 
     def _decided(self, enrolment: Enrolment) -> bool:
         if enrolment.error is not None or enrolment.verified is not None:
@@ -383,7 +442,7 @@ def state(enrolment: Enrolment, node: Node) -> str:
     if enrolment.added_to != node.generation:
         return "adding"
     if not node.capturing:
-        return "not captured"
+        return "served" if node.external else "not captured"
     if not enrolment.captured and not node.synced:
         return "waiting for control plane"
     return "captured" if enrolment.verified is not None else "capturing"

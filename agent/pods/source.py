@@ -1,10 +1,15 @@
 """What every source of pods offers: who comes and goes, and what is wrong with its input."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent.pods.netns import NetnsPath
+from agent.errors import AgentError
+from agent.pods.netns import PodNetns
+
+# Of a source that must answer for each event: None once it is done, or why it isn't yet.
+Outcome = asyncio.Future[AgentError | None]
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Pod:
     name: str
     namespace: str
     service_account: str
-    netns: NetnsPath
+    netns: PodNetns
 
     @property
     def key(self) -> str:
@@ -28,10 +33,21 @@ class PodAdded:
     """New, or changed: the same uid with other contents replaces the former."""
 
     pod: Pod
+    # Told when the data plane listens in it, or the first attempt failed.
+    outcome: Outcome | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class PodRemoved:
+    uid: str
+    # Told when nothing of the pod is left.
+    outcome: Outcome | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class PodKept:
+    """It exists, but nobody has its namespace any more: what the data plane has of it stays."""
+
     uid: str
 
 
@@ -40,13 +56,25 @@ class PodsSynced:
     """The first list is complete: pods that weren't named by now are gone."""
 
 
-PodEvent = PodAdded | PodRemoved | PodsSynced
+PodEvent = PodAdded | PodRemoved | PodKept | PodsSynced
 
 
 class PodSource(Protocol):
     @property
     def name(self) -> str:
         """As in `--pods`, for example `file:/etc/pods.yaml`."""
+
+    @property
+    def after_sync(self) -> bool:
+        """It is asked only once the data plane knows the mesh."""
+
+    @property
+    def connected(self) -> bool:
+        """What it tells now is current."""
+
+    @property
+    def remedy(self) -> str:
+        """What an operator does about `problems`."""
 
     def events(self) -> AsyncIterator[PodEvent]:
         """For one consumer, for ever. Failures of the source are `problems`, not the end."""

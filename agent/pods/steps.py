@@ -73,8 +73,10 @@ class Steps:
         drain_deadline: timedelta | None,
         ledger: Ledger,
         namespaces: NamespaceTable | None = None,
+        external: bool = False,
     ) -> None:
         self._redirect = redirect
+        self.external = external
         self._namespaces: NamespaceTable = namespaces or {}
         self._ledger = ledger
         self._verify_interval = verify_interval.total_seconds()
@@ -183,8 +185,10 @@ class Steps:
         enrolment.verify_at = 0.0
 
     async def remove(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
-        """A pod that still runs leaves the mesh gently; one that is gone has nobody to wait for."""
-        alive = not enrolment.moved and enrolment.pod.netns.identity() == enrolment.netns
+        """A pod that still runs leaves the mesh gently; one that is gone has nobody to wait for.
+        A namespace by descriptor can't tell the two apart, so it is cut (facts ztunnel 11.2)."""
+        netns = enrolment.pod.netns
+        alive = not netns.lasting and not enrolment.moved and netns.identity() == enrolment.netns
         await dataplane.remove_pod(
             enrolment.pod.uid, drain=alive, deadline=self._drain_deadline if alive else None
         )
@@ -209,8 +213,10 @@ class Steps:
         return self._redirect
 
     def _settings(self, pod: Pod) -> control_pb2.PodSettings:
-        none = self._redirect is None
-        kind = control_pb2.PodSettings.NONE if none else control_pb2.PodSettings.NFTABLES
+        kind = control_pb2.PodSettings.NFTABLES
+        if self._redirect is None:
+            external = control_pb2.PodSettings.EXTERNAL
+            kind = external if self.external else control_pb2.PodSettings.NONE
         settings = control_pb2.PodSettings(capture=kind)
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]

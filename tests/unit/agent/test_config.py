@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent import config, parts, settings
 from agent.errors import ConfigErrors
 from agent.namespaces import NamespaceRules
+from agent.pods.choice import OwnWorkload, PodSourceChoice
 from agent.settings import SETTINGS, Listen
 from proto.gen import control_pb2
 
@@ -69,7 +70,7 @@ def test_all_mistakes_of_all_places_come_together(tmp_path: Path) -> None:
         file,
         xds_address=None,
         node="Not_A_Node",
-        pods="zds:/x",
+        pods="cri:/x",
         ports_outbound="70000",
     )
     text = "\n".join(found)
@@ -80,7 +81,7 @@ def test_all_mistakes_of_all_places_come_together(tmp_path: Path) -> None:
         "UNDERPASS_XDS_ADDRESS: 'http://cp': only https",
         "UNDERPASS_IPV6: 'maybe': write true or false",
         "--node: 'Not_A_Node': not a node name",
-        "--pods: 'zds:/x': unknown pod source 'zds'",
+        "--pods: 'cri:/x': unknown pod source 'cri'",
         "--ports-outbound: '70000': must be from 1 to 65535",
     ):
         assert place in text
@@ -162,6 +163,35 @@ def test_cgroup_leaf_lies_below_the_mount_by_default(monkeypatch: pytest.MonkeyP
     mount = Path("/sys/fs/cgroup/unified")
     monkeypatch.setattr(config, "cgroup2_mount", lambda: mount)
     assert load(dataplane_cgroup_parent=None).dataplane.cgroup_parent == mount / "underpass" / "n1"
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ("file:/a", PodSourceChoice("file", Path("/a"))),
+        ("zds", PodSourceChoice("zds", Path("/var/run/ztunnel/ztunnel.sock"))),
+        ("zds:/x.sock", PodSourceChoice("zds", Path("/x.sock"))),
+        ("self:ns/vm/acct", PodSourceChoice("self", workload=OwnWorkload("ns", "vm", "acct"))),
+    ],
+)
+def test_pod_sources(raw: str, wanted: PodSourceChoice) -> None:
+    assert load(pods=raw).pods == wanted
+
+
+@pytest.mark.parametrize("raw", ["self", "self:", "self:a/b", "self:a/b/C", "file", "", "cri:x"])
+def test_pod_sources_refused(raw: str) -> None:
+    (found,) = mistakes(pods=raw)
+    assert found.startswith("--pods: ")
+    assert "self:NAMESPACE/NAME/ACCOUNT" in found or "write NAMESPACE/NAME/ACCOUNT" in found
+
+
+def test_redirection_is_left_to_whoever_names_the_pods() -> None:
+    assert load(pods="zds").capture.mode == "external"
+    assert load(pods="self:a/b/c").capture.mode == "external"
+    assert load(pods="self:a/b/c", capture="nftables").capture.mode == "nftables"
+    assert load(capture="external").capture.mode == "external"
+    (found,) = mistakes(pods="zds", capture="nftables")
+    assert found == "--capture: the ZDS server redirects its pods' traffic itself; write external"
 
 
 @pytest.mark.parametrize(

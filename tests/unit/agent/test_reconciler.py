@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from proto.gen import control_pb2
 from redirect.base import CaptureConfig, NetnsGone, NotRetryable, RedirectError
 from tests.support.eventually import eventually
 from tests.support.fake_redirect import FakeRedirect
+from tests.support.fake_target import FakeTarget
 
 
 @dataclass(frozen=True)
@@ -41,48 +42,6 @@ class FakeNetns(NetnsPath):
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as exc:
             raise NetnsMissing(f"{self.path}: no such network namespace") from exc
-
-
-class FakeTarget:
-    """A data plane that remembers its pods and the order of everything."""
-
-    def __init__(self) -> None:
-        self.up: dict[str, int] = {}
-        self.prepared: dict[str, int] = {}
-        self.removed: list[tuple[str, bool]] = []
-        self.kept: list[set[str]] = []
-        self.settings: dict[str, control_pb2.PodSettings] = {}
-        self.synced = False
-        self.faults: list[DataplaneError] = []
-        self.keep_faults: list[DataplaneError] = []
-        self.hold: asyncio.Event | None = None
-
-    async def add_pod(
-        self,
-        pod: control_pb2.Pod,
-        settings: control_pb2.PodSettings,
-        netns_fd: int,
-        *,
-        prepare_only: bool = False,
-    ) -> None:
-        if self.hold is not None:
-            await self.hold.wait()
-        if self.faults:
-            raise self.faults.pop(0)
-        self.settings[pod.uid] = settings
-        (self.prepared if prepare_only else self.up)[pod.uid] = os.fstat(netns_fd).st_ino
-
-    async def remove_pod(self, uid: str, *, drain: bool, deadline: timedelta | None = None) -> None:
-        self.removed.append((uid, drain))
-        self.up.pop(uid, None)
-
-    async def keep_pods(self, uids: Iterable[str]) -> None:
-        if self.keep_faults:
-            raise self.keep_faults.pop(0)
-        self.kept.append(set(uids))
-
-    async def pods_synced(self) -> None:
-        self.synced = True
 
 
 class World:
