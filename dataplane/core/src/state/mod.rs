@@ -10,6 +10,7 @@ mod dump;
 mod gateway;
 mod intern;
 mod parse;
+mod ranges;
 pub mod resolve;
 mod service;
 mod snapshot;
@@ -28,6 +29,8 @@ mod balance_test;
 mod dump_test;
 #[cfg(test)]
 pub mod fixture;
+#[cfg(test)]
+mod ranges_test;
 
 pub use gateway::{Destination, Gateway};
 pub use parse::{Bad, cidr, port};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::balance::{PortRule, target_port};
 use super::gateway::{Destination, Gateway};
+use super::ranges::Ranges;
 use super::service::{Service, ServiceName, ServiceRecord};
 use super::table::{Table, tag};
 use super::workload::Workload;
@@ -24,7 +25,7 @@ pub struct Snapshot {
     by_vip: Table<Arc<ServiceRecord>>,
     /// By hostname in lower case: several namespaces may have one of a name.
     by_service_hostname: Table<Arc<ServiceRecord>>,
-    cidr_services: Arc<Vec<Arc<ServiceRecord>>>,
+    by_range: Ranges,
     pub(super) policies: Arc<PolicySet>,
 }
 
@@ -88,20 +89,7 @@ impl Snapshot {
             let mut vips = s.vips.iter();
             vips.any(|(n, vip)| *vip == ip && &**n == network)
         });
-        let ranged = || {
-            let matched = |s: &Arc<ServiceRecord>| {
-                let nets = s.cidrs.iter().filter(|(n, _)| &**n == network);
-                let nets = nets.filter(|(_, net)| net.contains(&ip));
-                nets.map(|(_, net)| net.prefix_len()).max()
-            };
-            self.cidr_services
-                .iter()
-                .filter(|s| s.visible_to(client))
-                .filter_map(|s| Some((matched(s)?, s)))
-                .rev()
-                .max_by_key(|(length, s)| (is_at_home(s, client), *length, s.canonical))
-                .map(|(_, s)| s)
-        };
+        let ranged = || self.by_range.find(network, ip, client);
         best(exact, client).or_else(ranged).cloned()
     }
 
@@ -236,13 +224,7 @@ impl Snapshot {
         }
         self.by_service_hostname
             .upsert(hostname_tag(&record.name.hostname), record.clone(), same);
-        if !record.cidrs.is_empty() {
-            let services = Arc::make_mut(&mut self.cidr_services);
-            match services.iter_mut().find(|known| same(known)) {
-                Some(known) => *known = record,
-                None => services.push(record),
-            }
-        }
+        self.by_range.put(&record);
     }
 
     /// Its endpoints stay, for the case that it comes back.
@@ -298,8 +280,10 @@ impl Snapshot {
             let tag = hostname_tag(&old.name.hostname);
             self.by_service_hostname.remove(tag, same);
         }
-        if !old.cidrs.is_empty() && new.is_none_or(|new| new.cidrs.is_empty()) {
-            Arc::make_mut(&mut self.cidr_services).retain(|known| !same(known));
+        for range in &old.cidrs {
+            if new.is_none_or(|new| !new.cidrs.contains(range)) {
+                self.by_range.remove(&range.0, &range.1, &old.key);
+            }
         }
     }
 
