@@ -50,6 +50,17 @@ pub enum DenyReason {
     NotArrived(Arc<str>),
     #[error("policy rejection: policy {0} was rejected as malformed and has no good version")]
     Malformed(Arc<str>),
+    #[error(
+        "waypoint required: the connection didn't come through {0}, the waypoint of this workload: \
+         send it to the address that the waypoint serves, from a pod in the mesh, or turn \
+         waypointRequired off for the namespace"
+    )]
+    NotThroughWaypoint(Arc<str>),
+    #[error(
+        "waypoint required: this workload has no waypoint that traffic could come through: give it \
+         one (label istio.io/use-waypoint), or turn waypointRequired off for the namespace"
+    )]
+    NoWaypoint,
 }
 
 /// Outcome together with what dry-run policies would have done.
@@ -58,4 +69,11 @@ pub struct Decision {
     pub verdict: Verdict,
     /// (policy, "would deny" | "would allow"), by name.
     pub dry_run: Vec<(Arc<str>, &'static str)>,
+}
+
+impl DenyReason {
+    /// A demand of the namespace, not a policy, denies.
+    pub fn is_waypoint(&self) -> bool {
+        matches!(self, Self::NotThroughWaypoint(_) | Self::NoWaypoint)
+    }
 }

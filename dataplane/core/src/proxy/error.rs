@@ -27,6 +27,11 @@ pub enum Early {
     UnknownOwnWorkload(Duration),
     #[error(transparent)]
     Route(#[from] Refusal),
+    #[error(
+        "nothing is known of {dst}, and pods of namespace {namespace} reach known destinations \
+         only (registryOnly): describe it by a ServiceEntry, or turn registryOnly off"
+    )]
+    RegistryOnly { dst: SocketAddr, namespace: String },
     #[error("{0} are not supported yet")]
     Unsupported(&'static str),
     #[error(transparent)]
@@ -55,6 +60,7 @@ impl Early {
             Self::TooMany(_) => "too_many_connections",
             Self::UnknownOwnWorkload(_) => "unknown_own_workload",
             Self::Route(_) | Self::Unsupported(_) => "no_route",
+            Self::RegistryOnly { .. } => "registry_only",
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(_) => "handshake",
             Self::TunnelExpired => "tunnel_expired",
@@ -126,6 +132,6 @@ pub fn deciding_policy(reason: &DenyReason) -> Option<&std::sync::Arc<str>> {
         DenyReason::Explicit(policy)
         | DenyReason::NotArrived(policy)
         | DenyReason::Malformed(policy) => Some(policy),
-        DenyReason::NotAllowed => None,
+        DenyReason::NotAllowed | DenyReason::NotThroughWaypoint(_) | DenyReason::NoWaypoint => None,
     }
 }

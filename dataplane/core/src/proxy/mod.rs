@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, Limits};
 use crate::hbone::{Dial, Pool};
@@ -21,6 +21,7 @@ mod authority;
 mod baggage;
 mod connection;
 mod copy;
+mod enforcement;
 mod error;
 mod forwarded;
 mod inbound;
@@ -41,8 +42,11 @@ mod bounds_tests;
 #[cfg(test)]
 mod e2e_tests;
 #[cfg(test)]
+mod enforcement_tests;
+#[cfg(test)]
 mod testing;
 
+pub use enforcement::{Demands, Enforcement};
 use pod::Pod;
 use registry::Registry;
 use tasks::{Tasks, sized};
@@ -87,6 +91,8 @@ impl PodProxy {
                 netns,
                 pool,
                 registry,
+                demands: arc_swap::ArcSwap::default(),
+                demanded: Notify::new(),
             }),
             stop: watch::Sender::new(false),
             drain: watch::Sender::new(false),
@@ -124,6 +130,14 @@ impl PodProxy {
             let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
             t.spawn(sized::<4096, _>(tunnel));
         });
+    }
+
+    /// Holds for new connections at once, and live inbound ones are asked again.
+    pub fn demand(&self, demands: Demands) {
+        if **self.pod.demands.load() != demands {
+            self.pod.demands.store(Arc::new(demands));
+            self.pod.demanded.notify_one();
+        }
     }
 
     fn listen(

@@ -75,6 +75,7 @@ async fn accept(
     let snapshot = pod.shared.store.snapshot();
     let route = resolve::outbound(&snapshot, &pod.shared.config, &own, peer.ip(), dst, &[])
         .map_err(|refusal| with_dst(refusal.into()))?;
+    pod.check_registry(&route, peer, dst).map_err(with_dst)?;
     let next = next_hop(&route).map_err(with_dst)?;
     let routed = Routed {
         own,
@@ -106,7 +107,7 @@ fn captured(client: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, SocketA
 /// The first address that a connection is made to.
 fn next_hop(route: &Route) -> Result<SocketAddr, Early> {
     let target = match route {
-        Route::Passthrough { dst } => return Ok(*dst),
+        Route::Passthrough { dst, .. } => return Ok(*dst),
         Route::Tcp { dst, .. } => dst,
         Route::Hbone(route) if route.inner.is_some() => {
             return Err(Early::Unsupported("connections to other networks"));

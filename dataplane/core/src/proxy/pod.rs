@@ -3,12 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Shared;
 use super::connection::{Connection, Facts, Open};
 use super::copy::{self, Leg};
+use super::enforcement::{Demands, Enforcement};
 use super::error::{Early, Failed};
 use super::registry::{Permit, Registry};
 use crate::config::Limits;
@@ -25,6 +28,9 @@ pub struct Pod {
     pub netns: Arc<Netns>,
     pub pool: Arc<Pool>,
     pub registry: Arc<Registry>,
+    pub demands: ArcSwap<Demands>,
+    /// They changed.
+    pub demanded: Notify,
 }
 
 impl Pod {
@@ -109,7 +115,27 @@ impl Pod {
             let identity = subject.identity.as_ref().map(ToString::to_string);
             access::dry_run(policy, outcome, src, subject.dst, identity.as_deref());
         }
-        match decision.verdict {
+        let verdict = match (
+            decision.verdict,
+            self.check_waypoint(snapshot, own, subject),
+        ) {
+            (Verdict::Allow { .. }, Some((Enforcement::On, reason))) => Verdict::Deny(reason),
+            (verdict, Some((Enforcement::DryRun, _))) => {
+                metrics.waypoint_required(false);
+                let identity = subject.identity.as_ref().map(ToString::to_string);
+                let identity = identity.as_deref();
+                access::dry_run(
+                    "waypointRequired",
+                    "would refuse",
+                    src,
+                    subject.dst,
+                    identity,
+                );
+                verdict
+            }
+            (verdict, _) => verdict,
+        };
+        match verdict {
             Verdict::Allow { by } => {
                 metrics.verdict(by.as_deref(), true);
                 Ok(by)
@@ -117,6 +143,9 @@ impl Pod {
             Verdict::Deny(reason) => {
                 let policy = super::error::deciding_policy(&reason);
                 metrics.verdict(policy.map(AsRef::as_ref), false);
+                if reason.is_waypoint() {
+                    metrics.waypoint_required(true);
+                }
                 Err(Failed::Denied(reason))
             }
         }

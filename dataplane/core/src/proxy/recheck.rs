@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::connection::Connection;
+use super::enforcement::Enforcement;
 use super::pod::Pod;
 use crate::policy::{self, Verdict};
 use crate::state::{Snapshot, Workload};
@@ -22,8 +23,14 @@ const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// Runs as long as the pod. `changes` was subscribed before the first connection was accepted.
 pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
-    while changes.changed().await.is_ok() {
-        changes.borrow_and_update();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => drop(changes.borrow_and_update()),
+                Err(_) => return,
+            },
+            () = pod.demanded.notified() => {}
+        }
         let begin = Instant::now();
         check_all(&pod).await;
         end_tunnels_of_moved_addresses(&pod);
@@ -65,11 +72,23 @@ fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Co
         return;
     };
     let own = own.unwrap_or(&checked.own);
-    if let Verdict::Deny(reason) = policy::decide(snapshot, own, &checked.subject).verdict {
+    let demanded = || match pod.check_waypoint(snapshot, own, &checked.subject) {
+        Some((Enforcement::On, reason)) => Some(reason),
+        _ => None,
+    };
+    let denied = match policy::decide(snapshot, own, &checked.subject).verdict {
+        Verdict::Deny(reason) => Some(reason),
+        Verdict::Allow { .. } => demanded(),
+    };
+    if let Some(reason) = denied {
+        let demanded = reason.is_waypoint();
         let policy = super::error::deciding_policy(&reason).cloned();
         if connection.deny(reason) {
             let metrics = &pod.shared.telemetry.metrics;
             metrics.verdict(policy.as_deref(), false);
+            if demanded {
+                metrics.waypoint_required(true);
+            }
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct Ranges {
     lengths: Arc<BTreeMap<(bool, Reverse<u8>), usize>>,
 }
 
+/// In the client's namespace, prefix length, canonical.
+type Rank = (bool, u8, bool);
+
 #[derive(Clone)]
 struct Entry {
     network: Arc<str>,
@@ -39,7 +42,7 @@ impl Ranges {
     ) -> Option<&Arc<ServiceRecord>> {
         let family = ip.is_ipv6();
         let longest_first = (family, Reverse(u8::MAX))..=(family, Reverse(0));
-        let mut best: Option<((bool, u8, bool), &Arc<ServiceRecord>)> = None;
+        let mut best: Option<(Rank, &Arc<ServiceRecord>)> = None;
         for (_, Reverse(length)) in self.lengths.range(longest_first).map(|(key, _)| *key) {
             if best.is_some_and(|((at_home, ..), _)| at_home) {
                 break;

@@ -32,11 +32,16 @@ pub struct Snapshot {
 impl Snapshot {
     /// Where several workloads claim an address, the one that facts ztunnel 2.7 prefers.
     pub fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<Arc<Workload>> {
-        self.by_address
-            .matching(tag(&(network, ip)))
-            .filter(|w| &*w.network == network && w.addresses.contains(&ip))
+        self.workloads_at(network, ip)
             .max_by_key(|w| w.claim())
             .cloned()
+    }
+
+    /// All that claim an address.
+    pub fn workloads_at(&self, network: &str, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        self.by_address
+            .matching(tag(&(network, ip)))
+            .filter(move |w| &*w.network == network && w.addresses.contains(&ip))
     }
 
     pub fn workload_by_uid(&self, uid: &str) -> Option<Arc<Workload>> {

@@ -27,6 +27,11 @@ struct DryRunLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabels {
     direction: &'static str,
     reason: &'static str,
@@ -50,6 +55,8 @@ pub struct Metrics {
     verdicts: Family<VerdictLabels, Counter>,
     dry_run: Family<DryRunLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
+    registry_only: Family<OutcomeLabels, Counter>,
+    waypoint_required: Family<OutcomeLabels, Counter>,
     pub inbound_connections: Gauge,
     pub outbound_connections: Gauge,
     pub tunnels: Gauge,
@@ -94,6 +101,8 @@ impl Metrics {
             verdicts: Family::default(),
             dry_run: Family::default(),
             refusals: Family::default(),
+            registry_only: Family::default(),
+            waypoint_required: Family::default(),
             inbound_connections: live("inbound"),
             outbound_connections: live("outbound"),
             tunnels: Gauge::default(),
@@ -129,6 +138,16 @@ impl Metrics {
             "underpass_refusals",
             "Connections refused before they were routed (unstable)",
             self.refusals.clone(),
+        );
+        registry.register(
+            "underpass_registry_only",
+            "Outbound connections to unknown destinations that registryOnly met (unstable)",
+            self.registry_only.clone(),
+        );
+        registry.register(
+            "underpass_waypoint_required",
+            "Inbound connections past the waypoint that waypointRequired met (unstable)",
+            self.waypoint_required.clone(),
         );
         registry.register(
             "underpass_inbound_tunnels",
@@ -185,6 +204,20 @@ impl Metrics {
                 outcome,
             })
             .inc();
+    }
+
+    /// Otherwise it was let through in dry-run.
+    pub fn registry_only(&self, refused: bool) {
+        let outcome = if refused { "refused" } else { "would_refuse" };
+        let labels = OutcomeLabels { outcome };
+        self.registry_only.get_or_create(&labels).inc();
+    }
+
+    /// Otherwise it was let through in dry-run.
+    pub fn waypoint_required(&self, refused: bool) {
+        let outcome = if refused { "refused" } else { "would_refuse" };
+        let labels = OutcomeLabels { outcome };
+        self.waypoint_required.get_or_create(&labels).inc();
     }
 
     pub fn refusal(&self, direction: &'static str, reason: &'static str) {

@@ -9,7 +9,7 @@ use crate::control::failure::{Code, Failure};
 use crate::control::status;
 use crate::identity::Identity;
 use crate::inpod::{Listeners, ListeningFds, Netns, PodInfo};
-use crate::proxy::{PodProxy, Shared};
+use crate::proxy::{Demands, PodProxy, Shared};
 use crate::wire::control as pb;
 use pb::pod_status::State;
 
@@ -40,8 +40,10 @@ impl Entry {
         settings: pb::PodSettings,
     ) -> Self {
         let netns = Arc::new(netns);
+        let proxy = PodProxy::new(shared, info.clone(), netns.clone());
+        proxy.demand(Demands::of(&settings));
         Self {
-            proxy: PodProxy::new(shared, info.clone(), netns.clone()),
+            proxy,
             info,
             netns,
             live: Mutex::new(Live {
@@ -69,6 +71,7 @@ impl Entry {
     }
 
     pub fn update(&self, settings: pb::PodSettings) {
+        self.proxy.demand(Demands::of(&settings));
         self.live.lock().settings = settings;
     }
 

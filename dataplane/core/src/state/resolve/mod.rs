@@ -5,11 +5,14 @@ mod inbound;
 mod outbound;
 mod refusal;
 mod upstream;
+mod waypoint;
 
 #[cfg(test)]
 mod inbound_test;
 #[cfg(test)]
 mod outbound_test;
+#[cfg(test)]
+mod waypoint_test;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -21,12 +24,14 @@ use crate::identity::Identity;
 pub use inbound::inbound;
 pub use outbound::outbound;
 pub use refusal::{InboundRefusal, Refusal};
+pub use waypoint::{through_waypoint, waypoints};
 
 /// The decision for one outbound connection.
 #[derive(Debug)]
 pub enum Route {
-    /// Raw TCP to where the client wanted to go; nothing is known about it.
-    Passthrough { dst: SocketAddr },
+    /// Raw TCP to where the client wanted to go. Nothing is known about it, or it is `known` as a
+    /// service that wants its traffic left alone.
+    Passthrough { dst: SocketAddr, known: bool },
     /// Raw TCP to a known workload that doesn't speak HBONE.
     Tcp {
         dst: Target,

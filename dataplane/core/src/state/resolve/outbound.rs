@@ -53,7 +53,8 @@ pub fn outbound(
         Err(Refusal::NoHealthyUpstream { dst, service })
     };
     let upstream = match (found, &addressed) {
-        (Found::LeftAlone, _) | (Found::Nothing, None) => return Ok(Route::Passthrough { dst }),
+        (Found::LeftAlone, _) => return Ok(Route::Passthrough { dst, known: true }),
+        (Found::Nothing, None) => return Ok(Route::Passthrough { dst, known: false }),
         (Found::Nothing, Some(service)) => return nobody(service),
         (Found::NoEndpoint(service), _) => return nobody(&service),
         (Found::Upstream(upstream), _) => upstream,

@@ -29,7 +29,7 @@ fn hbone(route: Result<Route, Refusal>) -> HboneRoute {
 
 fn passthrough(route: Result<Route, Refusal>) -> SocketAddr {
     match route {
-        Ok(Route::Passthrough { dst }) => dst,
+        Ok(Route::Passthrough { dst, .. }) => dst,
         other => panic!("expected passthrough, got {other:?}"),
     }
 }
