@@ -160,11 +160,16 @@ async def remove_leaf(leaf: Path) -> None:
             await asyncio.sleep(_PROBE)
         else:
             break
-    # underpass/NODE is made by the agent; a folder that was named to it isn't.
-    if leaf.parent.parent.name == "underpass":
+    remove_parents(leaf.parent)
+
+
+def remove_parents(folder: Path) -> None:
+    """underpass/NODE is made by the agent, if nobody else is in it; a folder that was named to it
+    isn't."""
+    if folder.parent.name == "underpass":
         with contextlib.suppress(OSError):
-            leaf.parent.rmdir()
-            leaf.parent.parent.rmdir()
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _stillborn(process: DataplaneProcess, status: str) -> SupervisorError:

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "policies": ("agent.cli.look:policies", "Authorization policies this node knows."),
     "services": ("agent.cli.services:services", "Services this node knows."),
     "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),
+    "uninstall": ("agent.cli.uninstall:uninstall", "Remove all that a node has on this machine."),
     "version": ("agent.cli.version:version", "Versions of this program and its parts."),
     "workloads": ("agent.cli.look:workloads", "Workloads this node knows."),
 }

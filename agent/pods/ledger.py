@@ -33,6 +33,20 @@ class Held:
         return None
 
 
+class LedgerUnreadable(Exception):
+    """The list can't be used; the text names the file."""
+
+
+def read(path: Path) -> list[Held]:
+    """[] where there is none. Raises LedgerUnreadable."""
+    try:
+        return list(map(_held, json.loads(path.read_text())))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise LedgerUnreadable(f"{path}: {exc}") from exc
+
+
 class Ledger:
     """Written before rules come and after they went, so that it never names too few.
 
@@ -48,11 +62,8 @@ class Ledger:
         if self._path is None:
             return []
         try:
-            entries = json.loads(self._path.read_text())
-            self._held = {held.pod.uid: held for held in map(_held, entries)}
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError, KeyError) as exc:
+            self._held = {held.pod.uid: held for held in read(self._path)}
+        except LedgerUnreadable as exc:
             fields = {"file": self._path, "error": exc}
             log.error(
                 "pods of an earlier agent unknown; rules of removed ones may stay", extra=fields
