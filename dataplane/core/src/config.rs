@@ -1,7 +1,10 @@
 //! Settings of one data plane instance, parsed once from what the agent sent.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use crate::wire::control as pb;
 
@@ -88,6 +91,9 @@ impl Ports {
         tcp.contains(&port) || self.socks5 == Some(port)
     }
 }
+
+/// Replaced as a whole by Configure; everybody looks when they need one.
+pub type LiveLimits = Arc<ArcSwap<Limits>>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -177,11 +183,7 @@ impl Config {
             },
             localhost_app_tunnel: !raw.localhost_app_tunnel_off,
             response_baggage: !raw.response_baggage_off,
-            http2: Windows {
-                stream: or(http2.stream_window, 4 << 20),
-                connection: or(http2.connection_window, 16 << 20),
-                frame: or(http2.frame_size, 1 << 20),
-            },
+            http2: windows(&http2)?,
             keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
             telemetry: TelemetryConfig {
                 otlp_endpoint: some(&telemetry.otlp_endpoint),
@@ -202,6 +204,43 @@ pub fn nameservers(field: &'static str, raw: &[String]) -> Result<Vec<SocketAddr
         })
     };
     raw.iter().map(parse).collect()
+}
+
+/// What HTTP/2 can say (RFC 9113 6.5.2, 6.9.2).
+fn windows(raw: &pb::Http2) -> Result<Windows, BadConfig> {
+    let within = |field, value: u32, default: u32, least: u32, most: u32| match value {
+        0 => Ok(default),
+        _ if (least..=most).contains(&value) => Ok(value),
+        _ => Err(BadConfig {
+            field,
+            text: format!("{value} is not between {least} and {most} bytes"),
+        }),
+    };
+    let (least, most) = (65_535, (1 << 31) - 1);
+    let frame = (1 << 14, (1 << 24) - 1);
+    Ok(Windows {
+        stream: within(
+            "http2.stream_window",
+            raw.stream_window,
+            4 << 20,
+            least,
+            most,
+        )?,
+        connection: within(
+            "http2.connection_window",
+            raw.connection_window,
+            16 << 20,
+            least,
+            most,
+        )?,
+        frame: within(
+            "http2.frame_size",
+            raw.frame_size,
+            1 << 20,
+            frame.0,
+            frame.1,
+        )?,
+    })
 }
 
 fn keepalive(raw: &pb::Keepalive) -> Option<Keepalive> {
@@ -357,6 +396,22 @@ mod tests {
             ..raw()
         };
         assert_eq!(field(too_high), "inbound_hbone_port");
+        let tiny_frame = pb::InstanceConfig {
+            http2: Some(pb::Http2 {
+                frame_size: 1000,
+                ..Default::default()
+            }),
+            ..raw()
+        };
+        assert_eq!(field(tiny_frame), "http2.frame_size");
+        let huge_window = pb::InstanceConfig {
+            http2: Some(pb::Http2 {
+                stream_window: 1 << 31,
+                ..Default::default()
+            }),
+            ..raw()
+        };
+        assert_eq!(field(huge_window), "http2.stream_window");
         let twice = pb::InstanceConfig {
             outbound_port: 15008,
             ..raw()

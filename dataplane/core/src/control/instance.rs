@@ -12,6 +12,7 @@ use super::failure::{Code, Failure};
 use super::pods::Pods;
 use super::status;
 use crate::config::{Config, Limits};
+use crate::inpod::Descriptors;
 use crate::proxy::Shared;
 use crate::state::{Applied, Store};
 use crate::telemetry::Telemetry;
@@ -109,7 +110,8 @@ impl Instance {
         let telemetry = Telemetry::new(&log, self.install_log);
         tracing::info!(node = config.node, instance = self.id, "configured");
         let shared = Arc::new(Shared {
-            limits: arc_swap::ArcSwap::from_pointee(config.limits.clone()),
+            limits: Arc::new(arc_swap::ArcSwap::from_pointee(config.limits.clone())),
+            descriptors: Descriptors::of_process(),
             store: Store::new(config.clone()),
             certs: self.certs.clone(),
             telemetry,

@@ -20,14 +20,15 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::gather::Gather;
-use super::keepalive::{Beat, Keepalive};
-use super::pool::Inner;
+use super::keepalive::{Beat, Heard, Keepalive};
+use super::pool::{Counts, Inner};
 use super::server::text;
-use super::settings::{Http2, TLS_BUFFER};
+use super::settings::Http2;
 use super::socket::Socket;
 use super::{Connect, Dial, Error, Key, Stream, until};
 use crate::config::Limits;
 use crate::identity::Identity;
+use crate::inpod::Share;
 use crate::tls::{describe, peer_expiry, peer_identity};
 
 /// A tunnel that may carry streams. Its connection closes when the last holder is gone.
@@ -37,7 +38,6 @@ pub struct Tunnel {
     /// The first of both ends' certificates: no new stream after it.
     expires: SystemTime,
     send: SendRequest<Bytes>,
-    max_streams: usize,
     pool: Weak<Inner>,
     /// Over the pool's bound: gone as soon as it is idle.
     pub unpooled: AtomicBool,
@@ -80,8 +80,10 @@ pub struct Dialling {
     pub key: Key,
     pub tls: Tls,
     pub dial: Dial,
-    pub limits: Limits,
+    /// As of now, for the handshakes.
+    pub limits: Arc<Limits>,
     pub http2: Http2,
+    pub sockets: Arc<Share>,
     pub pool: Weak<Inner>,
     /// Set when everything must end.
     pub cut: watch::Receiver<bool>,
@@ -104,12 +106,15 @@ impl Tunnel {
 
     /// Whether one more stream may be opened. One place below the maximum stays free (facts
     /// ztunnel 15.3); before the peer's settings are known there is one stream.
-    pub fn has_room(&self) -> bool {
+    pub fn has_room(&self, limits: &Limits) -> bool {
         if self.ended.lock().is_some() || self.expired() {
             return false;
         }
         let max = match self.settled.load(Ordering::Acquire) {
-            true => self.max_streams.min(self.send.current_max_send_streams()),
+            true => self
+                .send
+                .current_max_send_streams()
+                .min(limits.pool_max_streams as usize),
             false => 1,
         };
         self.active() < max.saturating_sub(1).max(1)
@@ -258,6 +263,10 @@ pub async fn run(dialling: Dialling) {
         key: dialling.key.clone(),
         told: false,
     };
+    let _socket = match dialling.sockets.take(1) {
+        Ok(held) => held,
+        Err(none) => return opening.tell(Err(Error::NoSocket(dialling.key.dst, none))),
+    };
     // The state of handshakes is large and soon over: not in the driver's own future.
     let opened = {
         let mut cut = dialling.cut.clone();
@@ -275,14 +284,30 @@ pub async fn run(dialling: Dialling) {
     let Some(pool) = dialling.pool.upgrade() else {
         return;
     };
-    let counts = pool.counts.clone();
-    counts.tunnels.fetch_add(1, Ordering::Relaxed);
+    let _live = Live::new(pool.counts.clone());
     let weak = Arc::downgrade(&tunnel);
     if pool.admit(tunnel) {
         drop(pool);
         drive(&dialling, &mut opening, &weak, connection, keepalive).await;
     }
-    counts.tunnels.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// A tunnel in the counts.
+struct Live(Arc<Counts>);
+
+impl Live {
+    fn new(counts: Arc<Counts>) -> Self {
+        counts.tunnels.fetch_add(1, Ordering::Relaxed);
+        counts.bounds.outbound_tunnels.inc();
+        Self(counts)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.0.bounds.outbound_tunnels.dec();
+    }
 }
 
 async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), Error> {
@@ -295,17 +320,20 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         Err(_) => return Err(Error::ConnectTimeout(dst, limit)),
     };
     let limit = limits.tls_handshake_timeout;
+    let heard = Heard::default();
     let handshakes = async {
         // Not sent and not checked: identities count, not names.
         let name = ServerName::from(dst.ip());
         let mut tls = TlsConnector::from(dialling.tls.config.clone())
-            .connect(name, Socket::new(tcp))
+            .connect(name, Socket::new(tcp, heard.clone()))
             .await
             .map_err(|err| Error::Tls(dst, describe(&err)))?;
         let peer = peer_identity(tls.get_ref().1.peer_certificates())
             .ok_or_else(|| Error::Tls(dst, "the peer has no SPIFFE identity".to_owned()))?;
         let expires = peer_expiry(tls.get_ref().1.peer_certificates());
-        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+        tls.get_mut()
+            .1
+            .set_buffer_limit(Some(dialling.http2.tls_buffer()));
         let client = dialling.http2.client(limits.pool_max_streams);
         let (send, connection) = client
             .handshake::<_, Bytes>(tls)
@@ -324,13 +352,13 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         .ping_pong()
         .ok_or_else(|| Error::Http2(dst, "PINGs are taken".to_owned()))?;
     let http2 = &dialling.http2;
-    let keepalive = Keepalive::new(pings, http2.ping_interval, http2.ping_timeout).at_once(limit);
+    let keepalive = Keepalive::new(pings, heard, http2.ping_interval, http2.ping_timeout);
+    let keepalive = keepalive.at_once(limit);
     let tunnel = Tunnel {
         key: dialling.key.clone(),
         peer,
         expires,
         send,
-        max_streams: limits.pool_max_streams as usize,
         pool: dialling.pool.clone(),
         unpooled: AtomicBool::new(false),
         active: AtomicUsize::new(0),
@@ -361,8 +389,7 @@ async fn drive(
     mut keepalive: Keepalive,
 ) {
     let dst = dialling.key.dst;
-    let release = dialling.limits.pool_idle;
-    let look = next_look(dialling, tunnel, release);
+    let look = next_look(dialling, tunnel);
     let idle = tokio::time::sleep(look);
     tokio::pin!(idle);
     let killed = tunnel.upgrade().map(|t| t.killed.clone());
@@ -386,7 +413,7 @@ async fn drive(
             () = killed.notified() => break Error::Moved(dst),
             () = &mut idle => {
                 // Without holders the connection ends by itself, with GOAWAY.
-                let next = next_look(dialling, tunnel, release);
+                let next = next_look(dialling, tunnel);
                 idle.as_mut().reset(Instant::now() + next);
             }
         }
@@ -402,12 +429,13 @@ async fn drive(
     opening.tell(Err(error));
 }
 
-/// Lets the pool forget the tunnel when it has been idle for `release` or a certificate has expired,
-/// else says when to look again.
-fn next_look(dialling: &Dialling, tunnel: &Weak<Tunnel>, release: Duration) -> Duration {
+/// Lets the pool forget the tunnel when it has been idle for long enough or a certificate has
+/// expired, else says when to look again.
+fn next_look(dialling: &Dialling, tunnel: &Weak<Tunnel>) -> Duration {
     let (Some(tunnel), Some(pool)) = (tunnel.upgrade(), dialling.pool.upgrade()) else {
-        return release;
+        return dialling.limits.pool_idle;
     };
+    let release = pool.limits().pool_idle;
     if tunnel.expired() {
         pool.retire(&tunnel);
         return release;

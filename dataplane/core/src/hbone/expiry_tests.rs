@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::settings::Http2;
-use super::testing::{LONG, Mesh, connect, dial, eventually, id, key};
-use super::{Error, Key, Pool, Tunnel};
+use super::testing::{LONG, Mesh, connect, dial, eventually, id, key, new_pool};
+use super::{Error, Key, Tunnel};
 use crate::config::Limits;
 use crate::tls::Credentials;
 use crate::tls::testing::Bend;
@@ -61,7 +61,7 @@ async fn careless(mesh: &Mesh) -> std::net::SocketAddr {
 async fn a_pooled_tunnel_takes_no_stream_after_its_certificate_expired() {
     let mesh = Mesh::new().await;
     let addr = careless(&mesh).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let old = short_lived(&mesh);
     let first = pool.connect(key(addr), &old, connect()).await.unwrap();
     let mut first = first.stream;
@@ -98,7 +98,7 @@ async fn a_server_sends_goaway_when_the_clients_certificate_expired() {
         },
         async {
             let (tcp, _) = listener.accept().await.unwrap();
-            Tunnel::accept(tcp, &mesh.db, &Limits::default()).await
+            Tunnel::accept(tcp, &mesh.db, &Limits::default(), &Http2::default()).await
         }
     );
     let (send, connection) = near;
@@ -139,7 +139,7 @@ async fn a_server_sends_goaway_when_the_clients_certificate_expired() {
 async fn tunnels_to_an_address_that_moved_end_with_their_streams() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let (mut near, _far) = mesh.pair(&pool, &mut server).await;
     pool.end_where(|key| &*key.owner != "db-1");
     assert_eq!(pool.size(), (1, 1), "nobody else's tunnels end");
@@ -156,7 +156,7 @@ async fn tunnels_to_an_address_that_moved_end_with_their_streams() {
 async fn the_next_owner_of_an_address_gets_a_tunnel_of_its_own() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let _first = mesh.pair(&pool, &mut server).await;
     let next = Key {
         owner: Arc::from("db-2"),

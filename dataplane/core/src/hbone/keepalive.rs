@@ -2,14 +2,21 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
+/// Set whenever the peer sent anything.
+pub type Heard = Arc<AtomicBool>;
+
+/// Quiet while the peer is heard of by itself.
 pub struct Keepalive {
     pings: PingPong,
+    heard: Heard,
     timer: Pin<Box<Sleep>>,
     /// A PING is under way, and `timer` says until when.
     waiting: bool,
@@ -27,9 +34,10 @@ pub enum Beat {
 }
 
 impl Keepalive {
-    pub fn new(pings: PingPong, interval: Duration, timeout: Duration) -> Self {
+    pub fn new(pings: PingPong, heard: Heard, interval: Duration, timeout: Duration) -> Self {
         Self {
             pings,
+            heard,
             timer: Box::pin(tokio::time::sleep(interval)),
             waiting: false,
             interval,
@@ -50,6 +58,10 @@ impl Keepalive {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         if !self.waiting {
             ready!(self.timer.as_mut().poll(cx));
+            while self.first.is_none() && self.heard.swap(false, Relaxed) {
+                self.timer.as_mut().reset(Instant::now() + self.interval);
+                ready!(self.timer.as_mut().poll(cx));
+            }
             if self.pings.send_ping(Ping::opaque()).is_err() {
                 return Poll::Pending;
             }
@@ -61,6 +73,8 @@ impl Keepalive {
             Poll::Ready(Ok(_)) => {
                 self.waiting = false;
                 self.first = None;
+                // That was the answer, not news.
+                self.heard.store(false, Relaxed);
                 self.timer.as_mut().reset(Instant::now() + self.interval);
                 return Poll::Ready(Beat::Answered);
             }
@@ -68,6 +82,11 @@ impl Keepalive {
             Poll::Pending => {}
         }
         ready!(self.timer.as_mut().poll(cx));
+        // An answer may wait behind much data.
+        while self.first.is_none() && self.heard.swap(false, Relaxed) {
+            self.timer.as_mut().reset(Instant::now() + self.timeout);
+            ready!(self.timer.as_mut().poll(cx));
+        }
         Poll::Ready(Beat::Dead(self.first.unwrap_or(self.timeout)))
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 
 use crate::identity::Identity;
+use crate::inpod::NoneFree;
 
 mod client;
 mod gather;
@@ -33,6 +34,7 @@ mod testing;
 
 pub use pool::Pool;
 pub use server::{Request, Responder, Tunnel};
+pub use settings::Http2;
 pub use stream::{ReadHalf, Stream, WriteHalf};
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -51,6 +53,8 @@ pub enum Error {
     Status(u16),
     #[error("{0}: the address belongs to another workload now")]
     Moved(SocketAddr),
+    #[error("{0}: {1}")]
+    NoSocket(SocketAddr, NoneFree),
     #[error("the pool is draining")]
     Draining,
 }

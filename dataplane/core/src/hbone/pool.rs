@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::client::{self, Dialling, Failure, Slot, Tls, Tunnel};
 use super::settings::Http2;
 use super::{Connect, Connected, Dial, Error, Key};
-use crate::config::Limits;
+use crate::config::{Limits, LiveLimits};
+use crate::inpod::Share;
+use crate::telemetry::Bounds;
 use crate::tls::Credentials;
 
 /// Room that an emptied map may keep.
@@ -23,11 +25,12 @@ pub struct Pool {
     inner: Arc<Inner>,
     dial: Dial,
     http2: Http2,
+    sockets: Arc<Share>,
 }
 
 /// What tunnels see of their pool.
 pub struct Inner {
-    limits: Limits,
+    limits: LiveLimits,
     state: Mutex<State>,
     cut: watch::Sender<bool>,
     pub counts: Arc<Counts>,
@@ -37,6 +40,7 @@ pub struct Inner {
 pub struct Counts {
     pub tunnels: AtomicUsize,
     pub streams: AtomicUsize,
+    pub bounds: Bounds,
 }
 
 #[derive(Default)]
@@ -67,21 +71,28 @@ enum Opening {
 }
 
 impl Pool {
-    pub fn new(limits: Limits, dial: Dial) -> Arc<Self> {
-        Self::with(limits, dial, Http2::default())
-    }
-
-    pub(super) fn with(limits: Limits, dial: Dial, http2: Http2) -> Arc<Self> {
+    /// Its tunnels count as the pod's `sockets`.
+    pub fn new(
+        limits: LiveLimits,
+        http2: Http2,
+        dial: Dial,
+        sockets: Arc<Share>,
+        bounds: Bounds,
+    ) -> Arc<Self> {
         let inner = Inner {
             limits,
             state: Mutex::default(),
             cut: watch::Sender::new(false),
-            counts: Arc::default(),
+            counts: Arc::new(Counts {
+                bounds,
+                ..Counts::default()
+            }),
         };
         Arc::new(Self {
             inner: Arc::new(inner),
             dial,
             http2,
+            sockets,
         })
     }
 
@@ -100,7 +111,7 @@ impl Pool {
                 .map_err(|err| Error::Tls(key.dst, err.to_string()))?,
             expires: credentials.not_after,
         };
-        let limit = self.inner.limits.connect_answer_timeout;
+        let limit = self.inner.limits().connect_answer_timeout;
         let mut avoid: Option<Arc<Tunnel>> = None;
         let mut retried = false;
         loop {
@@ -197,7 +208,7 @@ impl Pool {
                     Some(entry) => entry,
                     None => state.keys.entry(key.clone()).or_default(),
                 };
-                if let Some(tunnel) = entry.with_room(avoid) {
+                if let Some(tunnel) = entry.with_room(avoid, &self.inner.limits()) {
                     return Ok(tunnel.take());
                 }
                 match &entry.opening {
@@ -225,7 +236,8 @@ impl Pool {
             key: key.clone(),
             tls,
             dial: self.dial.clone(),
-            limits: self.inner.limits.clone(),
+            limits: self.inner.limits(),
+            sockets: self.sockets.clone(),
             http2: self.http2.clone(),
             pool: Arc::downgrade(&self.inner),
             cut: self.inner.cut.subscribe(),
@@ -241,6 +253,10 @@ impl Drop for Pool {
 }
 
 impl Inner {
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.load_full()
+    }
+
     /// Takes a new tunnel in; false when nobody wants it any more. Over the bound the tunnel that
     /// was idle longest makes room; where none is idle, this one leaves when it gets idle.
     pub fn admit(&self, tunnel: Arc<Tunnel>) -> bool {
@@ -248,8 +264,13 @@ impl Inner {
         if state.closed {
             return false;
         }
-        if state.tunnels >= self.limits.pool_max_tunnels as usize && !state.evict() {
-            tunnel.unpooled.store(true, Ordering::Relaxed);
+        // More than one where the bound was lowered meanwhile.
+        while state.tunnels >= self.limits.load().pool_max_tunnels as usize {
+            if !state.evict() {
+                tunnel.unpooled.store(true, Ordering::Relaxed);
+                break;
+            }
+            self.counts.bounds.tunnels_evicted.inc();
         }
         state.tunnels += 1;
         let entry = state.keys.entry(tunnel.key.clone()).or_default();
@@ -331,8 +352,11 @@ impl State {
 }
 
 impl Entry {
-    fn with_room(&self, avoid: Option<&Arc<Tunnel>>) -> Option<&Arc<Tunnel>> {
+    fn with_room(&self, avoid: Option<&Arc<Tunnel>>, limits: &Limits) -> Option<&Arc<Tunnel>> {
         let other = |t: &&Arc<Tunnel>| !avoid.is_some_and(|avoid| Arc::ptr_eq(t, avoid));
-        self.tunnels.iter().filter(other).find(|t| t.has_room())
+        self.tunnels
+            .iter()
+            .filter(other)
+            .find(|t| t.has_room(limits))
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::settings::Http2;
-use super::testing::{LONG, Mesh, Server, connect, dial, eventually, id, key};
+use super::testing::{LONG, Mesh, Server, connect, dial, eventually, id, key, new_pool};
 use super::{Dial, Error, Key, Pool, Stream};
 use crate::config::Limits;
 
@@ -69,7 +69,7 @@ async fn many(
 async fn streams_share_a_tunnel_up_to_one_below_the_maximum() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(limits(10), dial());
+    let pool = new_pool(limits(10), dial());
     let first = many(&mesh, &pool, &mut server, 9).await;
     assert_eq!((server.tunnels(), pool.size()), (1, (1, 9)));
     let _tenth = mesh.pair(&pool, &mut server).await;
@@ -84,7 +84,7 @@ async fn streams_share_a_tunnel_up_to_one_below_the_maximum() {
 async fn different_keys_do_not_share() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let _one = mesh.pair(&pool, &mut server).await;
     let other = Key {
         expected: Arc::new([id("db"), id("db2")]),
@@ -102,7 +102,7 @@ async fn concurrent_first_streams_dial_once() {
     let mut server = mesh.server(Http2::default()).await;
     let gate = Arc::new(tokio::sync::Semaphore::new(100));
     let dials = Arc::new(AtomicUsize::new(0));
-    let pool = Pool::new(limits(100), gated(gate, dials.clone(), false));
+    let pool = new_pool(limits(100), gated(gate, dials.clone(), false));
     let _streams = many(&mesh, &pool, &mut server, 90).await;
     assert_eq!(dials.load(Ordering::SeqCst), 1);
     assert_eq!(pool.size(), (1, 90));
@@ -113,7 +113,7 @@ async fn failed_first_dial_wakes_everybody_with_its_error() {
     let mesh = Arc::new(Mesh::new().await);
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let dials = Arc::new(AtomicUsize::new(0));
-    let pool = Pool::new(Limits::default(), gated(gate.clone(), dials.clone(), true));
+    let pool = new_pool(Limits::default(), gated(gate.clone(), dials.clone(), true));
     let waiters: Vec<_> = (0..20)
         .map(|_| {
             let (mesh, pool) = (mesh.clone(), pool.clone());
@@ -145,7 +145,7 @@ async fn failed_first_dial_wakes_everybody_with_its_error() {
 async fn refused_tls_fails_everybody_with_the_reason() {
     let mesh = Mesh::new().await;
     let server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let wrong = Key {
         expected: Arc::new([id("other")]),
         ..key(server.addr)
@@ -167,7 +167,7 @@ async fn client_that_the_server_refuses_is_told_that_it_was_tls() {
     let bend = crate::tls::testing::Bend::plain(&id("web"));
     // It trusts the server, but its own certificate is of a CA that the server doesn't know.
     let stranger = ca.unchecked(&id("web"), &bend, &[&mesh.ca]);
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let all = (0..5).map(|_| pool.connect(key(server.addr), &stranger, connect()));
     for refused in futures_util::future::join_all(all).await {
         match refused.err() {
@@ -186,7 +186,7 @@ async fn one_who_gives_up_does_not_take_the_dial_along() {
     let mut server = mesh.server(Http2::default()).await;
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let dials = Arc::new(AtomicUsize::new(0));
-    let pool = Pool::new(Limits::default(), gated(gate.clone(), dials.clone(), false));
+    let pool = new_pool(Limits::default(), gated(gate.clone(), dials.clone(), false));
     let (addr, spawned) = (server.addr, (mesh.clone(), pool.clone()));
     let first = tokio::spawn(async move { spawned.0.connect(&spawned.1, addr).await.is_ok() });
     eventually("dialled", || dials.load(Ordering::SeqCst) == 1).await;
@@ -207,7 +207,7 @@ async fn limit_of_the_peer_is_respected() {
         ..Http2::default()
     };
     let mut server = mesh.server(http2).await;
-    let pool = Pool::new(limits(100), dial());
+    let pool = new_pool(limits(100), dial());
     let _streams = many(&mesh, &pool, &mut server, 12).await;
     assert_eq!(server.tunnels(), 4, "three on each");
 }
@@ -216,7 +216,7 @@ async fn limit_of_the_peer_is_respected() {
 async fn goaway_moves_new_streams_to_a_new_tunnel_and_lets_open_ones_end() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let (mut near, mut far) = mesh.pair(&pool, &mut server).await;
     server.drain.notify_waiters();
     // Until its GOAWAY has arrived here, the old one may be asked.
@@ -231,7 +231,7 @@ async fn goaway_moves_new_streams_to_a_new_tunnel_and_lets_open_ones_end() {
 async fn requests_in_flight_at_goaway_are_sent_again() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     for round in 0..30 {
         let (near, far) = mesh.pair(&pool, &mut server).await;
         server.drain.notify_waiters();
@@ -245,7 +245,7 @@ async fn requests_in_flight_at_goaway_are_sent_again() {
 async fn tunnel_whose_server_died_is_replaced() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let (mut near, far) = mesh.pair(&pool, &mut server).await;
     let addr = server.addr;
     drop(server);
@@ -265,7 +265,7 @@ async fn idle_tunnel_is_released_and_a_used_one_is_not() {
         pool_idle: idle,
         ..Limits::default()
     };
-    let pool = Pool::new(short, dial());
+    let pool = new_pool(short, dial());
     let (near, far) = mesh.pair(&pool, &mut server).await;
     tokio::time::sleep(idle * 3).await;
     assert_eq!(pool.size(), (1, 1));
@@ -278,7 +278,7 @@ async fn idle_tunnel_is_released_and_a_used_one_is_not() {
 async fn drained_pool_refuses_new_streams_and_lets_open_ones_end() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let (mut near, mut far) = mesh.pair(&pool, &mut server).await;
     pool.drain();
     let refused = mesh.connect(&pool, server.addr).await.err();
@@ -298,7 +298,7 @@ async fn cut_ends_tunnels_and_dials_at_once() {
     let mut server = mesh.server(Http2::default()).await;
     let gate = Arc::new(tokio::sync::Semaphore::new(1));
     let dials = Arc::new(AtomicUsize::new(0));
-    let pool = Pool::new(limits(2), gated(gate, dials.clone(), false));
+    let pool = new_pool(limits(2), gated(gate, dials.clone(), false));
     let (mut near, mut far) = mesh.pair(&pool, &mut server).await;
     let waiting = {
         let (mesh, pool, addr) = (mesh.clone(), pool.clone(), server.addr);
@@ -317,7 +317,7 @@ async fn cut_ends_tunnels_and_dials_at_once() {
 async fn dropped_pool_is_cut() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let (_near, mut far) = mesh.pair(&pool, &mut server).await;
     drop(pool);
     assert!(far.read(&mut [0; 1]).await.is_err());
@@ -330,7 +330,7 @@ async fn full_pool_drops_the_tunnel_that_was_idle_longest() {
         pool_max_tunnels: 2,
         ..Limits::default()
     };
-    let pool = Pool::new(two, dial());
+    let pool = new_pool(two, dial());
     let mut servers = Vec::new();
     for _ in 0..3 {
         servers.push(mesh.server(Http2::default()).await);
@@ -355,7 +355,7 @@ async fn over_the_bound_a_busy_pool_still_dials_but_keeps_nothing() {
         pool_max_tunnels: 1,
         ..Limits::default()
     };
-    let pool = Pool::new(one, dial());
+    let pool = new_pool(one, dial());
     let (mut a, mut b) = (
         mesh.server(Http2::default()).await,
         mesh.server(Http2::default()).await,
@@ -377,7 +377,7 @@ async fn map_of_keys_shrinks_again() {
             Err(std::io::ErrorKind::ConnectionRefused.into())
         })
     });
-    let pool = Pool::new(Limits::default(), refuse);
+    let pool = new_pool(Limits::default(), refuse);
     let addr = |i: u16| ([127, 0, 0, 1], i).into();
     let all = (1..=2000).map(|i| mesh.connect(&pool, addr(i)));
     let failed = futures_util::future::join_all(all).await;
@@ -385,4 +385,33 @@ async fn map_of_keys_shrinks_again() {
     let (len, capacity) = pool.keys();
     assert_eq!(len, 0);
     assert!(capacity <= 256, "{capacity}");
+}
+
+#[tokio::test]
+async fn a_limit_that_changes_reaches_a_pool_that_runs() {
+    let mesh = Mesh::new().await;
+    let mut server = mesh.server(Http2::default()).await;
+    let live = Arc::new(arc_swap::ArcSwap::from_pointee(limits(10)));
+    let sockets = crate::inpod::Descriptors::of_process().share();
+    let bounds = crate::telemetry::Bounds::default();
+    let pool = Pool::new(
+        live.clone(),
+        Http2::default(),
+        dial(),
+        sockets,
+        bounds.clone(),
+    );
+    let _first = mesh.pair(&pool, &mut server).await;
+    let _second = mesh.pair(&pool, &mut server).await;
+    assert_eq!(server.tunnels(), 1);
+    live.store(limits(1).into());
+    let _third = mesh.pair(&pool, &mut server).await;
+    assert_eq!(server.tunnels(), 2);
+    assert_eq!(bounds.outbound_tunnels.get(), 2);
+    live.store(limits(10).into());
+    let _fourth = mesh.pair(&pool, &mut server).await;
+    assert_eq!(server.tunnels(), 2);
+    pool.cut();
+    pool.gone().await;
+    assert_eq!(bounds.outbound_tunnels.get(), 0);
 }

@@ -16,8 +16,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::gather::Gather;
-use super::keepalive::{Beat, Keepalive};
-use super::settings::{Http2, TLS_BUFFER};
+use super::keepalive::{Beat, Heard, Keepalive};
+use super::settings::Http2;
 use super::socket::Socket;
 use super::{Error, Stream, until};
 use crate::config::{Limits, canonical_addr};
@@ -75,16 +75,8 @@ impl Responder {
 }
 
 impl Tunnel {
-    /// TLS and HTTP/2 handshakes within the time limits.
+    /// TLS and HTTP/2 handshakes, each within its time limit.
     pub async fn accept(
-        tcp: TcpStream,
-        credentials: &Credentials,
-        limits: &Limits,
-    ) -> Result<Self, Error> {
-        Self::accept_with(tcp, credentials, limits, &Http2::default()).await
-    }
-
-    pub(super) async fn accept_with(
         tcp: TcpStream,
         credentials: &Credentials,
         limits: &Limits,
@@ -93,12 +85,19 @@ impl Tunnel {
         let from = tcp
             .peer_addr()
             .map_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into(), canonical_addr);
-        let limit = limits.tls_handshake_timeout;
+        let heard = Heard::default();
         // The state of handshakes is large and soon over: not in the tunnel's own future.
-        let handshakes = Box::pin(handshakes(tcp, credentials, http2, from));
-        match tokio::time::timeout(limit, handshakes).await {
+        let secured = Box::pin(secure(tcp, credentials, http2, from, heard.clone()));
+        let limit = limits.tls_handshake_timeout;
+        let secured = match tokio::time::timeout(limit, secured).await {
+            Ok(result) => result?,
+            Err(_) => return Err(Error::Timeout(from, "TLS handshake", limit)),
+        };
+        let greeted = Box::pin(greet(secured, http2, from, heard));
+        let limit = limits.preface_timeout;
+        match tokio::time::timeout(limit, greeted).await {
             Ok(result) => result,
-            Err(_) => Err(Error::Timeout(from, "TLS or HTTP/2 handshake", limit)),
+            Err(_) => Err(Error::Timeout(from, "HTTP/2 preface", limit)),
         }
     }
 
@@ -176,20 +175,38 @@ impl Tunnel {
     }
 }
 
-async fn handshakes(
+/// A peer that proved who it is.
+struct Secured {
+    tls: TlsStream<Socket>,
+    peer: Identity,
+    expires: SystemTime,
+}
+
+async fn secure(
     tcp: TcpStream,
     credentials: &Credentials,
     http2: &Http2,
     from: SocketAddr,
-) -> Result<Tunnel, Error> {
+    heard: Heard,
+) -> Result<Secured, Error> {
     let mut tls = TlsAcceptor::from(credentials.server.clone())
-        .accept(Socket::new(tcp))
+        .accept(Socket::new(tcp, heard))
         .await
         .map_err(|err| Error::Tls(from, describe(&err)))?;
     let peer = peer_identity(tls.get_ref().1.peer_certificates())
         .ok_or_else(|| Error::Tls(from, "the peer has no SPIFFE identity".to_owned()))?;
     let expires = peer_expiry(tls.get_ref().1.peer_certificates()).min(credentials.not_after);
-    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    tls.get_mut().1.set_buffer_limit(Some(http2.tls_buffer()));
+    Ok(Secured { tls, peer, expires })
+}
+
+async fn greet(
+    secured: Secured,
+    http2: &Http2,
+    from: SocketAddr,
+    heard: Heard,
+) -> Result<Tunnel, Error> {
+    let Secured { tls, peer, expires } = secured;
     let mut connection = http2
         .server()
         .handshake(tls)
@@ -201,7 +218,7 @@ async fn handshakes(
     Ok(Tunnel {
         connection,
         gather: Gather::default(),
-        keepalive: Keepalive::new(pings, http2.ping_interval, http2.ping_timeout),
+        keepalive: Keepalive::new(pings, heard, http2.ping_interval, http2.ping_timeout),
         peer,
         from,
         expires,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::Windows;
+
 #[derive(Clone, Debug)]
 pub struct Http2 {
     pub stream_window: u32,
@@ -21,10 +23,6 @@ pub struct Http2 {
 /// this up. Its default lets one stalled application that is sent small messages take its
 /// neighbours on the tunnel down before the flow control window stops the sender.
 const SMALL_FRAME_BUDGET: usize = 64 << 20;
-
-/// Ciphertext that TLS takes on before the socket has it. Room for a whole frame, so that it leaves
-/// in one call: what ends a call goes out as a short packet.
-pub const TLS_BUFFER: usize = (1 << 20) + (64 << 10);
 
 /// A full tunnel whose streams are all cancelled between two reads is no attack.
 const CANCELLED_UNSEEN: usize = 200;
@@ -46,7 +44,25 @@ impl Default for Http2 {
     }
 }
 
+impl From<&Windows> for Http2 {
+    fn from(windows: &Windows) -> Self {
+        Self {
+            stream_window: windows.stream,
+            connection_window: windows.connection,
+            frame: windows.frame,
+            client_buffer: windows.stream as usize,
+            ..Self::default()
+        }
+    }
+}
+
 impl Http2 {
+    /// Ciphertext that TLS takes on before the socket has it. Room for a whole frame, so that it
+    /// leaves in one call: what ends a call goes out as a short packet.
+    pub fn tls_buffer(&self) -> usize {
+        self.frame as usize + (64 << 10)
+    }
+
     /// `streams` is assumed to be allowed until the peer says otherwise.
     pub fn client(&self, streams: u32) -> h2::client::Builder {
         let mut builder = h2::client::Builder::new();

@@ -5,11 +5,14 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use super::keepalive::Heard;
 
 /// Requests need little, and a small buffer is cheap to allocate.
 const FIRST_READ: usize = 4 << 10;
@@ -20,16 +23,18 @@ pub struct Socket {
     ahead: BytesMut,
     /// Of the next read.
     size: usize,
+    heard: Heard,
 }
 
 impl Socket {
-    pub fn new(tcp: TcpStream) -> Self {
+    pub fn new(tcp: TcpStream, heard: Heard) -> Self {
         // Fails only on a socket that is gone, which the handshake will tell.
         let _ = tcp.set_nodelay(true);
         Self {
             tcp,
             ahead: BytesMut::new(),
             size: FIRST_READ,
+            heard,
         }
     }
 
@@ -42,6 +47,9 @@ impl Socket {
             self.ahead = BytesMut::new();
         }
         ready!(read)?;
+        if got > 0 {
+            self.heard.store(true, Relaxed);
+        }
         if got >= self.size {
             self.size = (self.size * 4).min(LONGEST_READ);
         } else if got < self.size / 4 {

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::settings::Http2;
-use super::testing::{LONG, Mesh, connect, dial, key};
-use super::{Dial, Error, Pool, Tunnel};
+use super::testing::{LONG, Mesh, connect, dial, key, new_pool, pool_with};
+use super::{Dial, Error, Tunnel};
 use crate::config::Limits;
 
 const LIMIT: Duration = Duration::from_millis(200);
@@ -16,6 +16,7 @@ fn impatient() -> Limits {
     Limits {
         connect_timeout: LIMIT,
         tls_handshake_timeout: LIMIT,
+        preface_timeout: LIMIT,
         connect_answer_timeout: LIMIT,
         ..Limits::default()
     }
@@ -46,7 +47,7 @@ async fn relay_to(dst: std::net::SocketAddr, stop: std::sync::Arc<tokio::sync::N
 #[tokio::test]
 async fn connect_that_gets_no_answer_times_out() {
     let mesh = Mesh::new().await;
-    let pool = Pool::new(
+    let pool = new_pool(
         impatient(),
         std::sync::Arc::new(|_| Box::pin(std::future::pending())),
     );
@@ -61,7 +62,7 @@ async fn connect_that_gets_no_answer_times_out() {
 async fn server_that_says_nothing_times_out_in_the_handshake() {
     let mesh = Mesh::new().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let pool = Pool::new(impatient(), dial());
+    let pool = new_pool(impatient(), dial());
     let refused = mesh
         .connect(&pool, silent.local_addr().unwrap())
         .await
@@ -87,7 +88,7 @@ async fn server_that_stalls_after_tls_times_out_and_wakes_all() {
         connect_answer_timeout: LONG,
         ..impatient()
     };
-    let pool = Pool::new(limits, dial());
+    let pool = new_pool(limits, dial());
     let all = futures_util::future::join_all((0..4).map(|_| mesh.connect(&pool, addr)));
     for refused in tokio::time::timeout(LONG, all).await.expect("in time") {
         assert!(matches!(refused.err(), Some(Error::Timeout(_, "PING", _))));
@@ -98,7 +99,7 @@ async fn server_that_stalls_after_tls_times_out_and_wakes_all() {
 async fn connect_that_is_not_answered_times_out_and_is_reset() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(ours_patient(), dial());
+    let pool = new_pool(ours_patient(), dial());
     let addr = server.addr;
     let (refused, (_, responder)) = tokio::join!(mesh.connect(&pool, addr), server.request());
     let refused = refused.err();
@@ -120,8 +121,11 @@ async fn client_that_stalls_times_out_in_both_handshakes() {
 
     let _silent = TcpStream::connect(addr).await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
-    let refused = Tunnel::accept(tcp, &mesh.db, &impatient()).await.err();
-    assert!(matches!(refused, Some(Error::Timeout(..))), "{refused:?}");
+    let refused = Tunnel::accept(tcp, &mesh.db, &impatient(), &Http2::default())
+        .await
+        .err();
+    let in_tls = matches!(refused, Some(Error::Timeout(_, "TLS handshake", _)));
+    assert!(in_tls, "{refused:?}");
 
     // TLS, and then no HTTP/2 preface.
     let config = mesh.web.client(&key(addr).expected).unwrap();
@@ -133,10 +137,13 @@ async fn client_that_stalls_times_out_in_both_handshakes() {
     };
     let far = async {
         let (tcp, _) = listener.accept().await.unwrap();
-        Tunnel::accept(tcp, &mesh.db, &impatient()).await.err()
+        Tunnel::accept(tcp, &mesh.db, &impatient(), &Http2::default())
+            .await
+            .err()
     };
     let (_near, refused) = tokio::join!(near, far);
-    assert!(matches!(refused, Some(Error::Timeout(..))), "{refused:?}");
+    let in_preface = matches!(refused, Some(Error::Timeout(_, "HTTP/2 preface", _)));
+    assert!(in_preface, "{refused:?}");
 }
 
 #[tokio::test]
@@ -148,7 +155,7 @@ async fn nonsense_in_place_of_tls_or_http2_is_an_error() {
     let mut plain = TcpStream::connect(addr).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
-    let refused = Tunnel::accept(tcp, &mesh.db, &Limits::default())
+    let refused = Tunnel::accept(tcp, &mesh.db, &Limits::default(), &Http2::default())
         .await
         .err();
     assert!(matches!(refused, Some(Error::Tls(..))), "{refused:?}");
@@ -166,7 +173,7 @@ async fn nonsense_in_place_of_tls_or_http2_is_an_error() {
     };
     let far = async {
         let (tcp, _) = listener.accept().await.unwrap();
-        Tunnel::accept(tcp, &mesh.db, &Limits::default())
+        Tunnel::accept(tcp, &mesh.db, &Limits::default(), &Http2::default())
             .await
             .err()
     };
@@ -185,7 +192,7 @@ async fn peer_that_falls_silent_is_found_by_pings() {
     let mut server = mesh.server(fast.clone()).await;
     let stop = std::sync::Arc::new(tokio::sync::Notify::new());
     let relay = relay_to(server.addr, stop.clone()).await;
-    let pool = Pool::with(Limits::default(), relay, fast);
+    let pool = pool_with(Limits::default(), relay, fast);
     let (mut near, mut far) = mesh.pair(&pool, &mut server).await;
     tokio::time::sleep(LIMIT * 3).await;
     near.write_all(b"alive").await.unwrap();
@@ -204,10 +211,10 @@ async fn drained_tunnel_ends_after_its_last_stream() {
     let mesh = Mesh::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let far = async {
         let (tcp, _) = listener.accept().await.unwrap();
-        let mut tunnel = Tunnel::accept(tcp, &mesh.db, &Limits::default())
+        let mut tunnel = Tunnel::accept(tcp, &mesh.db, &Limits::default(), &Http2::default())
             .await
             .unwrap();
         assert_eq!(tunnel.peer(), &super::testing::id("web"));
@@ -253,7 +260,7 @@ async fn reset_before_the_peers_settings_shows_as_a_refused_certificate() {
         // As a peer that closes with our data unread: its alert is lost.
         tls.get_ref().0.set_zero_linger().unwrap();
     });
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let refused = mesh.connect(&pool, addr).await.err();
     assert!(
         matches!(&refused, Some(Error::Tls(_, text)) if text.contains("refused")),

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::settings::Http2;
 use super::testing::Server;
-use super::testing::{LONG, Mesh, connect, dial, eventually, id, key};
+use super::testing::{LONG, Mesh, connect, dial, eventually, id, key, new_pool, pool_with};
 use super::{Connect, Error, Pool, Stream};
 use crate::config::Limits;
 
@@ -23,7 +23,7 @@ struct Pair {
 async fn pair(http2: Http2) -> Pair {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(http2.clone()).await;
-    let pool = Pool::with(Limits::default(), dial(), http2);
+    let pool = pool_with(Limits::default(), dial(), http2);
     let (near, far) = mesh.pair(&pool, &mut server).await;
     Pair {
         near,
@@ -54,7 +54,7 @@ fn pattern(len: usize) -> Bytes {
 async fn connect_carries_authority_and_headers_and_answer_carries_headers_back() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let addr = server.addr;
     let far = async {
         let (request, responder) = server.request().await;
@@ -75,7 +75,7 @@ async fn connect_carries_authority_and_headers_and_answer_carries_headers_back()
 async fn refusal_shows_its_status() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     for status in [400, 401, 503] {
         let addr = server.addr;
         let far = async { server.request().await.1.refuse(status) };
@@ -96,7 +96,7 @@ async fn refusal_shows_its_status() {
 async fn forgotten_answer_fails_the_client_instead_of_hanging_it() {
     let mesh = Mesh::new().await;
     let mut server = mesh.server(Http2::default()).await;
-    let pool = Pool::new(Limits::default(), dial());
+    let pool = new_pool(Limits::default(), dial());
     let addr = server.addr;
     let far = async { drop(server.request().await) };
     let (refused, ()) = tokio::join!(mesh.connect(&pool, addr), far);

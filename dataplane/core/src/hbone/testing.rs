@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderMap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -14,6 +15,8 @@ use super::settings::Http2;
 use super::{Connect, Connected, Dial, Error, Key, Pool, Request, Responder, Stream, Tunnel};
 use crate::config::Limits;
 use crate::identity::Identity;
+use crate::inpod::Descriptors;
+use crate::telemetry::Bounds;
 use crate::tls::Credentials;
 use crate::tls::testing::Ca;
 
@@ -135,6 +138,16 @@ pub fn dial() -> Dial {
     Arc::new(|dst| Box::pin(TcpStream::connect(dst)))
 }
 
+pub fn new_pool(limits: Limits, dial: Dial) -> Arc<Pool> {
+    pool_with(limits, dial, Http2::default())
+}
+
+pub fn pool_with(limits: Limits, dial: Dial, http2: Http2) -> Arc<Pool> {
+    let sockets = Descriptors::of_process().share();
+    let limits = Arc::new(ArcSwap::from_pointee(limits));
+    Pool::new(limits, http2, dial, sockets, Bounds::default())
+}
+
 /// Ends with the test, which panics after `LONG`.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
@@ -162,8 +175,7 @@ async fn serve(
         let drain = drain.clone();
         tunnels.spawn(async move {
             let limits = Limits::default();
-            let Ok(mut tunnel) = Tunnel::accept_with(tcp, &credentials, &limits, &http2).await
-            else {
+            let Ok(mut tunnel) = Tunnel::accept(tcp, &credentials, &limits, &http2).await else {
                 return;
             };
             accepted.fetch_add(1, Ordering::SeqCst);

@@ -10,6 +10,21 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::{Netns, sockopt};
 use crate::config::{Config, canonical};
 
+/// The client's address can't be shown to the application.
+#[derive(Debug, thiserror::Error)]
+#[error("can't connect to {dst} as {source_ip}: {cause}")]
+struct SourceLost {
+    dst: SocketAddr,
+    source_ip: IpAddr,
+    cause: io::Error,
+}
+
+/// Whether it was the wanted source address that `Netns::connect` failed for.
+pub fn is_source_lost(error: &io::Error) -> bool {
+    let inner = error.get_ref();
+    inner.is_some_and(|inner| inner.is::<SourceLost>())
+}
+
 impl Netns {
     /// Connects from inside the namespace: TCP_NODELAY, keepalive, the data plane's mark. With
     /// `source` the socket is transparent and bound to that address (facts ztunnel 1.2, 1.3); where
@@ -25,11 +40,16 @@ impl Netns {
         let socket = self.enter(|| sockopt::tcp(Domain::for_address(dst)))??;
         socket.set_mark(config.mark)?;
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&sockopt::keepalive())?;
-        if let Some(source) = source {
-            spoof(&socket, canonical(source), dst).map_err(|error| {
-                let text = format!("can't connect to {dst} as {source}: {error}");
-                io::Error::new(error.kind(), text)
+        sockopt::keepalive(&socket, config.keepalive.as_ref())?;
+        if let Some(source_ip) = source.map(canonical) {
+            spoof(&socket, source_ip, dst).map_err(|cause| {
+                let kind = cause.kind();
+                let lost = SourceLost {
+                    dst,
+                    source_ip,
+                    cause,
+                };
+                io::Error::new(kind, lost)
             })?;
         }
         TcpSocket::from_std_stream(socket.into()).connect(dst).await

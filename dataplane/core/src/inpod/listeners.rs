@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
 use super::{Netns, sockopt};
-use crate::config::{Config, Ports};
+use crate::config::{Config, OriginalSource, Ports};
 
 /// The three TCP listeners of a pod, bound and not yet accepting. Wildcard, dual-stack, transparent,
 /// never SO_REUSEPORT (a root process in the pod could join the group), backlog 4096.
@@ -64,10 +64,14 @@ impl Listeners {
 
     /// Takes listeners over from another process, whose descriptors these are duplicates of. Needs
     /// a tokio context.
-    pub fn adopt(fds: Vec<(u16, OwnedFd)>, ports: &Ports) -> Result<Self, ListenError> {
+    pub fn adopt(fds: Vec<(u16, OwnedFd)>, config: &Config) -> Result<Self, ListenError> {
+        let ports = &config.ports;
         let mut sockets = Vec::with_capacity(fds.len());
         for (port, fd) in fds {
-            sockets.push((port, listening(port, fd)?));
+            let socket = listening(port, fd)?;
+            let set = sockopt::keepalive(&socket, config.keepalive.as_ref());
+            set.map_err(|source| ListenError::Io { port, source })?;
+            sockets.push((port, socket));
         }
         let mut take = |port| {
             let at = sockets.iter().position(|(p, _)| *p == port);
@@ -137,9 +141,10 @@ fn bound(
         }
         socket.set_mark(config.mark)?;
         // The IPv4 option also sets it for an IPv6 socket (facts ztunnel 1.2).
-        socket.set_ip_transparent_v4(true)?;
-        // Accepted sockets inherit it: peers that vanish must not hold a connection for ever.
-        socket.set_tcp_keepalive(&sockopt::keepalive())?;
+        if config.original_source != OriginalSource::Never {
+            socket.set_ip_transparent_v4(true)?;
+        }
+        sockopt::keepalive(&socket, config.keepalive.as_ref())?;
         // For ports in TIME_WAIT; it doesn't let two sockets listen.
         socket.set_reuse_address(true)?;
         socket.bind(&addr.into())?;

@@ -1,6 +1,7 @@
 //! Pods' network namespaces: sockets made inside them, listeners, and one proxy a pod.
 
 mod connect;
+mod descriptors;
 mod listeners;
 mod netns;
 mod original_dst;
@@ -11,6 +12,8 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use connect::is_source_lost;
+pub use descriptors::{Descriptors, Held, NoneFree, Share};
 pub use listeners::{ListenError, Listeners, ListeningFds};
 pub use netns::{Netns, NotANetns};
 pub use original_dst::original_dst;

@@ -2,13 +2,12 @@
 //! them at all.
 #![allow(unsafe_code)] // one option that no library wraps
 
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
-
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::Netns;
+use crate::config::Keepalive;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{what} is not permitted ({source}): the data plane needs {needs}")]
@@ -45,12 +44,21 @@ pub(super) fn tcp(domain: Domain) -> io::Result<Socket> {
     Socket::new(domain, kind, Some(Protocol::TCP))
 }
 
-/// facts ztunnel 1.2: idle 180 s, interval 180 s, 9 retries.
-pub(super) fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new()
-        .with_time(Duration::from_secs(180))
-        .with_interval(Duration::from_secs(180))
-        .with_retries(9)
+/// Peers that vanish must not hold a connection for ever (facts ztunnel 1.2). Accepted sockets
+/// inherit both from their listener.
+pub(super) fn keepalive(socket: &Socket, wanted: Option<&Keepalive>) -> io::Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let keepalive = TcpKeepalive::new()
+        .with_time(wanted.time)
+        .with_interval(wanted.interval)
+        .with_retries(wanted.retries);
+    socket.set_tcp_keepalive(&keepalive)?;
+    if wanted.user_timeout {
+        // As long as keepalive would take to find out.
+        let limit = wanted.time + wanted.interval * wanted.retries;
+        socket.set_tcp_user_timeout(Some(limit))?;
+    }
+    Ok(())
 }
 
 /// The port is chosen at connect, where only the whole 4-tuple must be free: at bind, one client

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::testing::{TestNetns, config, dial};
 use super::*;
+use crate::config::{Config, Keepalive};
 
 fn current_netns() -> std::path::PathBuf {
     std::fs::read_link("/proc/thread-self/ns/net").expect("proc is mounted")
@@ -87,6 +88,52 @@ async fn listens_on_three_ports_for_both_families() {
 }
 
 #[tokio::test]
+async fn keepalive_and_user_timeout_are_as_configured_on_accepted_and_on_own_sockets() {
+    let seconds = Duration::from_secs;
+    let wanted = Keepalive {
+        time: seconds(7),
+        interval: seconds(3),
+        retries: 4,
+        user_timeout: true,
+    };
+    for keepalive in [Some(wanted), None] {
+        let ns = Arc::new(TestNetns::new().open());
+        let config = Config {
+            keepalive,
+            ..config()
+        };
+        let bound = Listeners::bind(&ns, &config).expect("free ports");
+        // A successor brings its own settings.
+        let settings = Config {
+            keepalive: keepalive.map(|k| Keepalive { retries: 5, ..k }),
+            ..config.clone()
+        };
+        for (listeners, retries) in [(None, 4), (Some(settings), 5)] {
+            let adopted = listeners.map(|config| {
+                Listeners::adopt(bound.duplicate().unwrap().0, &config).expect("they listen")
+            });
+            let listener = &adopted.as_ref().unwrap_or(&bound).inbound_hbone;
+            let dst = "10.99.0.1:15008".parse().unwrap();
+            let ours = ns.connect(&config, dst, None).await.expect("listens");
+            let (accepted, _) = listener.accept().await.unwrap();
+            for (stream, retries) in [(&ours, 4), (&accepted, retries)] {
+                let socket = SockRef::from(stream);
+                assert_eq!(socket.keepalive().unwrap(), keepalive.is_some());
+                let limit = socket.tcp_user_timeout().unwrap();
+                if keepalive.is_some() {
+                    assert_eq!(socket.tcp_keepalive_time().unwrap(), seconds(7));
+                    assert_eq!(socket.tcp_keepalive_interval().unwrap(), seconds(3));
+                    assert_eq!(socket.tcp_keepalive_retries().unwrap(), retries);
+                    assert_eq!(limit, Some(seconds(7 + 3 * u64::from(retries))));
+                } else {
+                    assert_eq!(limit, None);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_ipv6_it_listens_on_ipv4() {
     let ns = TestNetns::new().open();
     let mut config = config();
@@ -142,7 +189,7 @@ async fn adopted_listeners_accept_what_was_queued_before() {
     let _queued = dial(&ns, "10.99.0.1:15006").expect("queued");
     let fds = old.duplicate().unwrap();
     drop(old);
-    let adopted = Listeners::adopt(fds.0, &config.ports).expect("they listen");
+    let adopted = Listeners::adopt(fds.0, &config).expect("they listen");
     adopted.inbound_plaintext.accept().await.expect("queued");
 }
 
@@ -155,7 +202,7 @@ async fn adopts_only_listening_tcp_sockets_of_the_right_ports() {
         let mut fds = bound.duplicate().unwrap().0;
         fds.retain(|(p, _)| *p != port);
         fds.push((port, fd));
-        let error = Listeners::adopt(fds, &config.ports).expect_err("foreign");
+        let error = Listeners::adopt(fds, &config).expect_err("foreign");
         error.to_string()
     };
     let file = std::fs::File::open("/proc/version").unwrap().into();
@@ -164,7 +211,7 @@ async fn adopts_only_listening_tcp_sockets_of_the_right_ports() {
     assert!(refused(15001, idle.into()).contains("doesn't listen"));
     let hbone = bound.duplicate().unwrap().0.remove(2).1;
     assert!(refused(15001, hbone).contains("listens on [::]:15008"));
-    let error = Listeners::adopt(Vec::new(), &config.ports).expect_err("none");
+    let error = Listeners::adopt(Vec::new(), &config).expect_err("none");
     assert!(error.to_string().contains("15001 is missing"));
 }
 

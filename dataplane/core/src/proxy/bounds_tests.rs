@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::testing::{PATIENCE, World, eventually, exchange, soon};
+use super::testing::{PATIENCE, Settings, World, eventually, exchange, soon};
 
 #[tokio::test]
 async fn over_its_limit_only_new_connections_are_refused() {
@@ -121,4 +121,77 @@ async fn many_short_connections_share_a_tunnel_and_leave_nothing() {
     })
     .await;
     assert_eq!(world.web.shared.telemetry.metrics.panics.get(), 0);
+}
+
+#[tokio::test]
+async fn a_pod_that_holds_most_sockets_is_refused_more_and_keeps_what_it_has() {
+    let world = World::with(&Settings {
+        descriptors: Some(16),
+        ..Default::default()
+    });
+    let _peers = world.db.echo("0.0.0.0:8080");
+    // The tunnel and eleven streams at the destination are three quarters.
+    let mut live = Vec::new();
+    for _ in 0..11 {
+        let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+        stream.write_all(b"ping").await.unwrap();
+        soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+        live.push(stream);
+    }
+    let more = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(more, b"x").await.unwrap_err();
+    let refused = |side: &super::testing::Side| {
+        side.metric("underpass_refusals_total", &["\"too_many_sockets\""])
+    };
+    assert_eq!(refused(&world.web) + refused(&world.db), 1);
+    for stream in &mut live {
+        stream.write_all(b"pong").await.unwrap();
+        soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    }
+    live.pop();
+    eventually("places are free", || {
+        let counts = |side: &super::testing::Side| side.proxy.connection_counts();
+        counts(&world.web).1 == 10 && counts(&world.db).0 == 10
+    })
+    .await;
+    let again = world.web.dial("10.77.0.2:8080").await.unwrap();
+    assert_eq!(exchange(again, b"again").await.unwrap(), b"again");
+}
+
+#[tokio::test]
+async fn handshakes_over_the_limit_are_closed_at_once_and_counted() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let limits = crate::config::Limits {
+        pod_max_handshakes: 4,
+        tls_handshake_timeout: Duration::from_secs(3),
+        ..Default::default()
+    };
+    world.db.shared.limits.store(limits.into());
+    let dst = "10.77.0.2:15008".parse().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        let config = &world.web.shared.config;
+        // Some are reset before they know that they were connected.
+        if let Ok(stream) = world.web.netns.connect(config, dst, None).await {
+            silent.push(stream);
+        }
+    }
+    let closed = || {
+        world
+            .db
+            .metric("underpass_refusals_total", &["\"too_many_handshakes\""])
+    };
+    eventually("eight of twelve are refused", || closed() == 8).await;
+    for stream in &mut silent[4..] {
+        assert!(soon(stream.read(&mut [0; 1])).await.is_err(), "reset");
+    }
+    world.logged(&["limit pod_max_handshakes"]).await;
+    // Those in flight run into their own time limit; then everybody is served again.
+    for stream in &mut silent[..4] {
+        assert_eq!(soon(stream.read(&mut [0; 1])).await.unwrap_or(0), 0);
+    }
+    world.logged(&["TLS handshake not answered after 3s"]).await;
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    assert_eq!(exchange(stream, b"hello").await.unwrap(), b"hello");
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::hbone;
+use crate::inpod::NoneFree;
 use crate::policy::DenyReason;
 use crate::state::resolve::{InboundRefusal, Refusal};
 use crate::telemetry::Flags;
@@ -23,6 +24,12 @@ pub enum Early {
     SelfCall(SocketAddr),
     #[error("the pod has {0} connections already (limit pod_max_connections)")]
     TooMany(u32),
+    #[error(
+        "the pod has {0} handshakes in flight at its HBONE port already (limit pod_max_handshakes)"
+    )]
+    TooManyHandshakes(u32),
+    #[error(transparent)]
+    NoSocket(#[from] NoneFree),
     #[error("the pod's own workload hasn't arrived from the control plane after {0:?}")]
     UnknownOwnWorkload(Duration),
     #[error(transparent)]
@@ -58,6 +65,8 @@ impl Early {
             Self::NoOriginalDst(_) => "no_original_destination",
             Self::SelfCall(_) => "self_call",
             Self::TooMany(_) => "too_many_connections",
+            Self::TooManyHandshakes(_) => "too_many_handshakes",
+            Self::NoSocket(_) => "too_many_sockets",
             Self::UnknownOwnWorkload(_) => "unknown_own_workload",
             Self::Route(_) | Self::Unsupported(_) => "no_route",
             Self::RegistryOnly { .. } => "registry_only",
@@ -97,6 +106,8 @@ pub enum Failed {
     Certificate(#[from] CertError),
     #[error(transparent)]
     Tunnel(#[from] hbone::Error),
+    #[error(transparent)]
+    NoSocket(#[from] NoneFree),
     #[error("io: {0}")]
     Copy(io::Error),
     #[error("closed due to connection drain")]
@@ -118,9 +129,11 @@ impl Failed {
                 hbone::Error::Http2(..) => Flags::H2HandshakeFailure,
                 _ => Flags::Connect,
             },
-            Self::Connect(..) | Self::ConnectTimeout(..) | Self::Copy(_) | Self::Panicked => {
-                Flags::Connect
-            }
+            Self::Connect(..)
+            | Self::ConnectTimeout(..)
+            | Self::NoSocket(_)
+            | Self::Copy(_)
+            | Self::Panicked => Flags::Connect,
             Self::Drained => Flags::None,
         }
     }

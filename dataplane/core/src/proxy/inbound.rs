@@ -17,14 +17,15 @@ use super::connection::{Checked, Direction, Facts, Open};
 use super::error::{Early, Failed};
 use super::forwarded::Forwarded;
 use super::labels::Peer;
-use super::pod::{Pod, run};
+use super::pod::{Place, Pod, reset, run};
 use super::proxy_protocol;
 use super::registry::Permit;
 use super::tasks::{Tasks, sized};
 use super::traceparent::Trace;
-use crate::config::canonical_addr;
+use crate::config::{Limits, canonical_addr};
 use crate::hbone::{Request, Responder, Stream, Tunnel};
 use crate::identity::Identity;
+use crate::inpod::Held;
 use crate::policy::Subject;
 use crate::state::resolve;
 use crate::telemetry::{Labels, Reporter};
@@ -47,6 +48,12 @@ struct Target {
     proxy_header: Option<Vec<u8>>,
 }
 
+/// A tunnel's place among the pod's.
+struct Room {
+    _tunnel: Permit,
+    _socket: Held,
+}
+
 /// A tunnel in the gauge.
 struct Live(Gauge);
 
@@ -58,7 +65,7 @@ pub async fn handle(
     tcp: TcpStream,
     peer: SocketAddr,
 ) {
-    let (mut tunnel, ends, _permit) = match Box::pin(accept(&pod, tcp, peer)).await {
+    let (mut tunnel, ends, _room) = match Box::pin(accept(&pod, tcp, peer)).await {
         Ok(accepted) => accepted,
         Err((local, error)) => return pod.refuse(Direction::Inbound, peer, local, &error),
     };
@@ -91,18 +98,23 @@ async fn accept(
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Result<(Tunnel, Ends, Permit), (Option<SocketAddr>, Early)> {
+) -> Result<(Tunnel, Ends, Room), (Option<SocketAddr>, Early)> {
     let local = tcp.local_addr().map_err(|error| (None, error.into()))?;
     let local = canonical_addr(local);
     let with_local = |error: Early| (Some(local), error);
     let limits = pod.limits();
-    let permit = pod.registry.admit_tunnel(limits.pod_max_connections);
-    let permit = permit.map_err(|limit| with_local(Early::TooMany(limit)))?;
+    let (_handshake, room) = match Room::take(pod, &limits) {
+        Ok(room) => room,
+        Err(error) => {
+            reset(tcp);
+            return Err(with_local(error));
+        }
+    };
     let own = pod.own_workload().await.map_err(with_local)?;
     let identity = own.identity();
     let certificate = pod.shared.certs.get(&identity, limits.workload_wait).await;
     let credentials = certificate.map_err(|e| with_local(e.into()))?;
-    let tunnel = Tunnel::accept(tcp, &credentials, &limits).await;
+    let tunnel = Tunnel::accept(tcp, &credentials, &limits, &pod.http2).await;
     let tunnel = tunnel.map_err(|e| with_local(e.into()))?;
     let ends = Ends {
         peer,
@@ -110,7 +122,7 @@ async fn accept(
         identity: tunnel.peer().clone(),
         expires: tunnel.expires(),
     };
-    Ok((tunnel, ends, permit))
+    Ok((tunnel, ends, room))
 }
 
 /// One request: gather context; do all that may fail before saying OK; say OK and copy.
@@ -133,7 +145,7 @@ async fn stream(pod: Arc<Pod>, ends: Ends, request: Request, responder: Responde
 }
 
 /// Steps 1 to 5.
-async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target, Permit), Early> {
+async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target, Place), Early> {
     let Request {
         method,
         authority,
@@ -149,7 +161,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     let Some(authority) = authority::parse(&text) else {
         return Err(Early::BadAuthority(authority::excerpt(&text)));
     };
-    let permit = pod.admit()?;
+    let permit = pod.admit(1)?;
     let own = pod.own_workload().await?;
     let snapshot = pod.shared.store.snapshot();
     let config = &pod.shared.config;
@@ -160,7 +172,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     let identity = Some(ends.identity.clone());
     let source = Peer::source(
         &snapshot,
-        &config.network,
+        config,
         ends.peer.ip(),
         identity.clone(),
         Some(&headers),
@@ -229,10 +241,26 @@ async fn establish(
         }
     };
     let mut headers = HeaderMap::with_capacity(1);
-    headers.insert(BAGGAGE, Baggage::of(&own).to_header());
+    if pod.shared.config.response_baggage {
+        headers.insert(BAGGAGE, Baggage::of(&own).to_header());
+    }
     match responder.accept(headers) {
         Ok(client) => Ok((open, client, server)),
         Err(error) => Err((open, error.into())),
+    }
+}
+
+impl Room {
+    /// From before the handshake: peers that only connect are bounded, too.
+    fn take(pod: &Pod, limits: &Limits) -> Result<(Permit, Self), Early> {
+        let handshake = pod.registry.admit_handshake(limits.pod_max_handshakes);
+        let handshake = handshake.map_err(Early::TooManyHandshakes)?;
+        let tunnel = pod.registry.admit_tunnel(limits.pod_max_connections);
+        let room = Self {
+            _tunnel: tunnel.map_err(Early::TooMany)?,
+            _socket: pod.sockets.take(1)?,
+        };
+        Ok((handshake, room))
     }
 }
 

@@ -9,8 +9,7 @@ use tokio::net::TcpStream;
 use super::connection::{Checked, Direction, Facts, Open};
 use super::error::{Early, Failed};
 use super::labels::Peer;
-use super::pod::{Pod, reset, run};
-use super::registry::Permit;
+use super::pod::{Place, Pod, reset, run};
 use super::traceparent::Trace;
 use crate::config::canonical_addr;
 use crate::inpod::original_dst;
@@ -41,17 +40,17 @@ async fn check(
     pod: &Pod,
     client: &TcpStream,
     peer: SocketAddr,
-) -> Result<(Open, Permit), (Option<SocketAddr>, Early)> {
+) -> Result<(Open, Place), (Option<SocketAddr>, Early)> {
     let dst = captured(client).map_err(|error| (None, error))?;
     let with_dst = |error: Early| (Some(dst), error);
     let config = &pod.shared.config;
     if config.ports.is_own(dst.port()) {
         return Err(with_dst(Early::SelfCall(dst)));
     }
-    let permit = pod.admit().map_err(with_dst)?;
+    let permit = pod.admit(2).map_err(with_dst)?;
     let own = pod.own_workload().await.map_err(with_dst)?;
     let snapshot = pod.shared.store.snapshot();
-    let source = Peer::source(&snapshot, &config.network, peer.ip(), None, None);
+    let source = Peer::source(&snapshot, config, peer.ip(), None, None);
     let destination = Peer::of(&own, Some(own.identity()));
     let labels = Labels {
         reporter: Reporter::Destination,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::baggage::Baggage;
+use crate::config::Config;
 use crate::identity::Identity;
 use crate::state::resolve::Route;
 use crate::state::{Snapshot, Workload};
@@ -39,15 +40,18 @@ impl Peer {
     /// Its identity comes from the certificate alone.
     pub fn source(
         snapshot: &Snapshot,
-        network: &str,
+        config: &Config,
         ip: IpAddr,
         identity: Option<Identity>,
         headers: Option<&HeaderMap>,
     ) -> Self {
+        let network = &config.network;
         let elsewhere = headers.is_some_and(|headers| from_gateway(headers, network));
         if !elsewhere && let Some(workload) = snapshot.workload_by_address(network, ip) {
             return Self::of(&workload, identity);
         }
+        // One option says whether baggage counts, ours and the peer's (facts ztunnel 14).
+        let headers = headers.filter(|_| config.response_baggage);
         let mut side = headers.map(Baggage::parse).unwrap_or_default().to_side();
         side.principal = identity;
         Self {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
-use crate::config::{Config, Limits};
-use crate::hbone::{Dial, Pool};
-use crate::inpod::{Listeners, Netns, PodInfo};
+use crate::config::{Config, LiveLimits};
+use crate::hbone::{Dial, Http2, Pool};
+use crate::inpod::{Descriptors, Listeners, Netns, PodInfo};
 use crate::state::Store;
 use crate::telemetry::{Flush, Telemetry};
 use crate::tls::CertStore;
@@ -44,6 +44,8 @@ mod e2e_tests;
 #[cfg(test)]
 mod enforcement_tests;
 #[cfg(test)]
+mod settings_tests;
+#[cfg(test)]
 mod testing;
 
 pub use enforcement::{Demands, Enforcement};
@@ -55,7 +57,9 @@ use tasks::{Tasks, sized};
 pub struct Shared {
     pub config: Arc<Config>,
     /// Replaced by Configure.
-    pub limits: arc_swap::ArcSwap<Limits>,
+    pub limits: LiveLimits,
+    /// Of the process, shared among pods.
+    pub descriptors: Arc<Descriptors>,
     pub store: Arc<Store>,
     pub certs: Arc<CertStore>,
     pub telemetry: Arc<Telemetry>,
@@ -79,8 +83,15 @@ impl PodProxy {
         let telemetry = shared.telemetry.clone();
         let source: Weak<dyn Flush> = Arc::downgrade(&registry) as _;
         telemetry.before_scrape(source);
-        let limits = Limits::clone(&shared.limits.load());
-        let pool = Pool::new(limits, dial(shared.config.clone(), netns.clone()));
+        let http2 = Http2::from(&shared.config.http2);
+        let sockets = shared.descriptors.share();
+        let pool = Pool::new(
+            shared.limits.clone(),
+            http2.clone(),
+            dial(shared.config.clone(), netns.clone()),
+            sockets.clone(),
+            telemetry.metrics.bounds.clone(),
+        );
         let panics = &telemetry.metrics.panics;
         Arc::new(Self {
             traffic: Arc::new(Tasks::new(panics.clone())),
@@ -90,6 +101,8 @@ impl PodProxy {
                 info: pod,
                 netns,
                 pool,
+                http2,
+                sockets,
                 registry,
                 demands: arc_swap::ArcSwap::default(),
                 demanded: Notify::new(),

@@ -12,17 +12,17 @@ use super::connection::{Direction, Facts, Open};
 use super::error::{Early, Failed};
 use super::forwarded::{FORWARDED, Forwarded};
 use super::labels;
-use super::pod::{Pod, reset, run};
+use super::pod::{Place, Pod, reset, run};
 use super::traceparent::{TRACEPARENT, Trace};
 use crate::config::canonical_addr;
 use crate::hbone::{Connect, Key, Stream};
-use crate::inpod::original_dst;
+use crate::inpod::{Held, original_dst};
 use crate::state::Workload;
 use crate::state::resolve::{self, HboneRoute, Route, Target};
 
 /// The way on, once it stands.
 enum Upstream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, Held),
     Tunnel(Stream),
 }
 
@@ -46,7 +46,7 @@ pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     };
     let upstream = Box::pin(connect(&pod, routed)).await;
     let result = match upstream {
-        Ok(Upstream::Tcp(server)) => run(&open.connection, client, server).await,
+        Ok(Upstream::Tcp(server, _socket)) => run(&open.connection, client, server).await,
         Ok(Upstream::Tunnel(server)) => run(&open.connection, client, server).await,
         Err(error) => {
             reset(client);
@@ -62,10 +62,10 @@ async fn accept(
     pod: &Pod,
     client: &TcpStream,
     peer: SocketAddr,
-) -> Result<(Routed, Open, super::registry::Permit), (Option<SocketAddr>, Early)> {
+) -> Result<(Routed, Open, Place), (Option<SocketAddr>, Early)> {
     let (local, dst) = captured(client, peer).map_err(|error| (None, error))?;
     let with_dst = |error: Early| (Some(dst), error);
-    let permit = pod.admit().map_err(with_dst)?;
+    let permit = pod.admit(1).map_err(with_dst)?;
     let own = pod.own_workload().await.map_err(with_dst)?;
     let ours =
         dst.ip().is_loopback() || dst.ip() == local.ip() || own.addresses.contains(&dst.ip());
@@ -147,7 +147,9 @@ fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
 async fn connect(pod: &Pod, routed: Routed) -> Result<Upstream, Failed> {
     match &routed.route {
         Route::Passthrough { .. } | Route::Tcp { .. } => {
-            pod.connect(routed.next, None).await.map(Upstream::Tcp)
+            let socket = pod.sockets.take(1)?;
+            let server = pod.connect(routed.next, None).await?;
+            Ok(Upstream::Tcp(server, socket))
         }
         Route::Hbone(route) => tunnel(pod, &routed, route).await.map(Upstream::Tunnel),
     }

@@ -14,9 +14,9 @@ use super::copy::{self, Leg};
 use super::enforcement::{Demands, Enforcement};
 use super::error::{Early, Failed};
 use super::registry::{Permit, Registry};
-use crate::config::Limits;
-use crate::hbone::Pool;
-use crate::inpod::{Netns, PodInfo};
+use crate::config::{Limits, OriginalSource};
+use crate::hbone::{Http2, Pool};
+use crate::inpod::{Held, Netns, PodInfo, Share, is_source_lost};
 use crate::policy::{self, Subject, Verdict};
 use crate::state::{Snapshot, Workload};
 use crate::telemetry::{Labels, access};
@@ -27,10 +27,18 @@ pub struct Pod {
     pub info: PodInfo,
     pub netns: Arc<Netns>,
     pub pool: Arc<Pool>,
+    pub http2: Http2,
+    pub sockets: Arc<Share>,
     pub registry: Arc<Registry>,
     pub demands: ArcSwap<Demands>,
     /// They changed.
     pub demanded: Notify,
+}
+
+/// A connection's place among the pod's, with its sockets.
+pub struct Place {
+    _connection: Permit,
+    _sockets: Held,
 }
 
 impl Pod {
@@ -74,9 +82,13 @@ impl Pod {
         snapshot.local_workload(namespace, name, service_account)
     }
 
-    pub fn admit(&self) -> Result<Permit, Early> {
+    /// `sockets` that the connection has or will have.
+    pub fn admit(&self, sockets: usize) -> Result<Place, Early> {
         let limit = self.limits().pod_max_connections;
-        self.registry.admit(limit).map_err(Early::TooMany)
+        Ok(Place {
+            _connection: self.registry.admit(limit).map_err(Early::TooMany)?,
+            _sockets: self.sockets.take(sockets)?,
+        })
     }
 
     /// The connection counts as opened from here on.
@@ -151,7 +163,33 @@ impl Pod {
         }
     }
 
+    /// With the client's address where the configuration wants it (facts ztunnel 1.3, 14).
     pub async fn connect(
+        &self,
+        dst: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> Result<TcpStream, Failed> {
+        let wanted = self.shared.config.original_source;
+        let source = source.filter(|_| wanted != OriginalSource::Never);
+        match self.try_connect(dst, source).await {
+            Err(Failed::Connect(_, error))
+                if wanted == OriginalSource::Auto && is_source_lost(&error) =>
+            {
+                let metrics = &self.shared.telemetry.metrics;
+                metrics.bounds.original_source_lost.inc();
+                tracing::warn!(
+                    uid = self.info.uid,
+                    %dst,
+                    %error,
+                    "the application sees the pod's own address instead of the client's"
+                );
+                self.try_connect(dst, None).await
+            }
+            result => result,
+        }
+    }
+
+    async fn try_connect(
         &self,
         dst: SocketAddr,
         source: Option<IpAddr>,

@@ -23,6 +23,7 @@ pub struct Registry {
     /// Accepted, open or not yet: what the limit is about.
     admitted: Arc<AtomicU32>,
     tunnels: Arc<AtomicU32>,
+    handshakes: Arc<AtomicU32>,
 }
 
 /// A place below the pod's limit, given back when dropped.
@@ -38,6 +39,11 @@ impl Registry {
     /// An inbound tunnel, from before its handshake: peers that only connect are bounded, too.
     pub fn admit_tunnel(&self, limit: u32) -> Result<Permit, u32> {
         Permit::take(&self.tunnels, limit)
+    }
+
+    /// A peer that hasn't proved who it is.
+    pub fn admit_handshake(&self, limit: u32) -> Result<Permit, u32> {
+        Permit::take(&self.handshakes, limit)
     }
 
     /// From here on the connection is listed, counted, and closed when policies say so.

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use super::{PodProxy, Shared};
 use crate::config::{Config, Limits};
 use crate::identity::Identity;
-use crate::inpod::{Listeners, Netns, PodInfo};
+use crate::inpod::{Descriptors, Listeners, Netns, PodInfo};
 use crate::state::Store;
 use crate::state::fixture::{Push, pod};
 use crate::telemetry::Telemetry;
@@ -50,6 +50,14 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// A namespace that goes with its value.
 pub struct TestNetns {
     name: String,
+}
+
+/// Of both nodes; their names and network are the world's.
+#[derive(Default)]
+pub struct Settings {
+    pub config: pb::InstanceConfig,
+    /// Sockets that a process may open.
+    pub descriptors: Option<usize>,
 }
 
 /// One pod with its node's data plane.
@@ -171,11 +179,18 @@ pub fn deny(name: &str, principal: &str) -> security::Authorization {
 }
 
 impl Side {
-    fn new(name: &str, node: &str, test: TestNetns, ca: &Ca, telemetry: Arc<Telemetry>) -> Self {
+    fn new(
+        name: &str,
+        node: &str,
+        test: TestNetns,
+        ca: &Ca,
+        telemetry: Arc<Telemetry>,
+        settings: &Settings,
+    ) -> Self {
         let raw = pb::InstanceConfig {
             node: node.into(),
             network: "net".into(),
-            ..Default::default()
+            ..settings.config.clone()
         };
         let config = Arc::new(Config::parse(&raw).unwrap());
         let store = Store::new(config.clone());
@@ -189,7 +204,11 @@ impl Side {
         ca.install(&certs, &identity);
         let shared = Arc::new(Shared {
             config: config.clone(),
-            limits: arc_swap::ArcSwap::from_pointee(Limits::default()),
+            limits: Arc::new(arc_swap::ArcSwap::from_pointee(Limits::default())),
+            descriptors: match settings.descriptors {
+                Some(budget) => Descriptors::new(budget),
+                None => Descriptors::of_process(),
+            },
             store,
             certs,
             telemetry,
@@ -247,6 +266,15 @@ impl Side {
         peers
     }
 
+    /// One without labels.
+    pub fn plain_metric(&self, name: &str) -> u64 {
+        let text = self.shared.telemetry.encode();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.expect("registered").parse().unwrap()
+    }
+
     pub fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.shared.telemetry.encode();
         let matches = |line: &&str| {
@@ -261,6 +289,10 @@ impl Side {
 
 impl World {
     pub fn new() -> Self {
+        Self::with(&Settings::default())
+    }
+
+    pub fn with(settings: &Settings) -> Self {
         let (web, db) = (TestNetns::new("web"), TestNetns::new("db"));
         web.ip(&format!(
             "link add eth0 type veth peer name eth0 netns {}",
@@ -281,8 +313,11 @@ impl World {
         let guard = tracing::subscriber::set_default(subscriber);
         let ca = Ca::new("root");
         Self {
-            web: Side::new("web", "node-1", web, &ca, Telemetry::new(&config, false)),
-            db: Side::new("db", "node-2", db, &ca, at_db),
+            web: {
+                let telemetry = Telemetry::new(&config, false);
+                Side::new("web", "node-1", web, &ca, telemetry, settings)
+            },
+            db: Side::new("db", "node-2", db, &ca, at_db, settings),
             log,
             seen: String::new(),
             _log: guard,

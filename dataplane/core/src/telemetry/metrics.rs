@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
+use super::bounds::Bounds;
 use super::traffic::Traffic;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +63,7 @@ pub struct Metrics {
     pub tunnels: Gauge,
     pub panics: Counter,
     pub accept_errors: Counter,
+    pub bounds: Bounds,
     pub proxies_active: Gauge,
     pub proxies_started: Counter,
     pub proxies_stopped: Counter,
@@ -108,6 +110,7 @@ impl Metrics {
             tunnels: Gauge::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
+            bounds: Bounds::default(),
             proxies_active: Gauge::default(),
             proxies_started: Counter::default(),
             proxies_stopped: Counter::default(),
@@ -124,6 +127,7 @@ impl Metrics {
     }
 
     fn register_ours(&self, registry: &mut Registry) {
+        self.bounds.register(registry);
         registry.register(
             "underpass_policy_verdicts",
             "Inbound connections by verdict and deciding policy (unstable)",

@@ -15,6 +15,7 @@ use tracing_subscriber::{Registry, reload};
 use crate::wire::control as pb;
 
 pub mod access;
+mod bounds;
 mod format;
 mod labels;
 mod metrics;
@@ -24,6 +25,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use bounds::Bounds;
 pub use labels::{Flags, Labels, Reporter, Side};
 pub use metrics::Metrics;
 pub use traffic::Series;

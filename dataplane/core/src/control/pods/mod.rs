@@ -212,7 +212,7 @@ impl Pods {
         for entry in active.iter().filter(|entry| !entry.listening()) {
             let listeners = match adopted.remove(&entry.info.uid) {
                 Some(fds) => {
-                    let adopted = Listeners::adopt(fds, &self.shared.config.ports);
+                    let adopted = Listeners::adopt(fds, &self.shared.config);
                     with_duplicates(&entry.info, adopted)?
                 }
                 None => self.bind(&entry.info, &entry.netns)?,

@@ -58,7 +58,7 @@ pub fn inbound(
     let named = |service: &ServiceRecord| -> ServiceName { service.name.clone() };
     Ok(Inbound {
         dst,
-        connect: match (wants_header, dst) {
+        connect: match (wants_header && config.localhost_app_tunnel, dst) {
             (false, _) => dst,
             (true, SocketAddr::V4(_)) => (Ipv4Addr::LOCALHOST, port).into(),
             (true, SocketAddr::V6(_)) => (Ipv6Addr::LOCALHOST, port).into(),
