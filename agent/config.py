@@ -254,7 +254,8 @@ def _source(reader: _Reader) -> Source:
     elif not reader.given("xds.address") and not reader.given("xds.file"):
         reader.wrong("xds.address", "a control plane is needed, or xds.file for a local file")
     if address is None:
-        return Source(file=file, on_demand=reader["xds.on-demand"])
+        # A file holds everything: there is nobody to ask for more.
+        return Source(file=file)
     root = reader["xds.root"]
     if root is None and not reader.given("xds.root"):
         reader.wrong(

@@ -18,7 +18,7 @@ from agent.identity.status import IdentityState
 from agent.pods.reconciler import CaptureError, Reconciler
 from agent.xds.status import XdsStatus
 from agent.xds.target import ApplyTarget
-from agent.xds.types import TYPES
+from agent.xds.types import AUTHORIZATION, TYPES
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig
 
@@ -35,6 +35,8 @@ class ConfigurationSource(Protocol):
     def attach(self, target: ApplyTarget, types: Sequence[control_pb2.TypeState]) -> None: ...
 
     def detach(self) -> None: ...
+
+    def wanted(self, target: ApplyTarget, name: str) -> None: ...
 
     async def run(self) -> None: ...
 
@@ -183,6 +185,8 @@ class Feed:
                 self._processed[dataplane].add(event.first_response.type_url)
                 if dataplane is self._present and self._knows_mesh(dataplane):
                     self._reconciler.dataplane_synced()
+            case "resource_wanted":
+                self._source.wanted(dataplane, event.resource_wanted.name)
             case "pod_drained":
                 log.info("pod drained", extra={"uid": event.pod_drained.uid})
             case "listener_lost":
@@ -193,7 +197,9 @@ class Feed:
                 self._reconciler.listener_lost(lost.uid)
 
     def _knows_mesh(self, dataplane: Dataplane) -> bool:
-        return dataplane.hello.synced or self._processed.get(dataplane, set()) >= set(TYPES)
+        # What is asked for by name is complete before anything came (facts ztunnel 7.4).
+        needed = {AUTHORIZATION} if dataplane.hello.config.on_demand else set(TYPES)
+        return dataplane.hello.synced or self._processed.get(dataplane, set()) >= needed
 
     # ---- replacement
 

@@ -88,6 +88,7 @@ def configuration_source(config: Config) -> ConfigurationSource:
             cluster_id=config.node.cluster_id,
             headers=endpoint.headers,
             node=node,
+            on_demand=config.source.on_demand,
         )
     )
 

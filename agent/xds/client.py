@@ -5,11 +5,13 @@ the versions that one holds; without a data plane nothing is read.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -18,13 +20,14 @@ from agent.errors import AgentError
 from agent.xds import faults, memory, requests, wire
 from agent.xds.backoff import Backoff
 from agent.xds.channel import open_channel
+from agent.xds.demand import Wanted, batches
 from agent.xds.endpoint import ControlPlaneError, Endpoint
 from agent.xds.node import NodeInfo
 from agent.xds.progress import Progress
 from agent.xds.resync import Resync
 from agent.xds.status import XdsStatus
 from agent.xds.target import ApplyTarget, Attachment, AttachPoint
-from agent.xds.types import TYPES
+from agent.xds.types import ADDRESS, TYPES
 from proto.gen import control_pb2, discovery_pb2
 
 __all__ = ["ApplyTarget", "XdsClient", "XdsConfig"]
@@ -48,10 +51,12 @@ class XdsConfig(Endpoint):
     # A stream that lived this long and brought something starts the waits anew; a shorter one may
     # be a control plane that fails at every push, and is not to be hammered.
     healthy_after: timedelta = timedelta(seconds=5)
+    # Addresses are sent as the data plane asks for them (XDS_ON_DEMAND).
+    on_demand: bool = False
 
 
 class XdsClient:
-    """Subscribes to all addresses and policies for the attached data plane, for ever."""
+    """Subscribes to addresses and policies for the attached data plane, for ever."""
 
     def __init__(self, config: XdsConfig) -> None:
         self._config = config
@@ -60,6 +65,8 @@ class XdsClient:
         # Learnt from failures, kept for the following connects.
         self._alt_name = False
         self._without_versions = False
+        # Of every data plane alive: one that is replaced may be attached again.
+        self._wanted: WeakKeyDictionary[ApplyTarget, Wanted] = WeakKeyDictionary()
 
     def attach(self, target: ApplyTarget, types: Sequence[control_pb2.TypeState]) -> None:
         """A (new) data plane and what it holds; the stream starts anew from there."""
@@ -69,6 +76,13 @@ class XdsClient:
     def detach(self) -> None:
         """The data plane is gone; pushes wait at the control plane until another is attached."""
         self._point.detach()
+
+    def wanted(self, target: ApplyTarget, name: str) -> None:
+        """Subscribes to one address, on behalf of this data plane."""
+        self._names(target).add(name)
+
+    def _names(self, target: ApplyTarget) -> Wanted:
+        return self._wanted.setdefault(target, Wanted())
 
     def status(self) -> XdsStatus:
         if not self._point.attached:
@@ -88,7 +102,8 @@ class XdsClient:
         while True:
             attached = await self._point.current()
             started = clock()
-            session = _Session(self._config, attached, self._progress)
+            wanted = self._names(attached.target)
+            session = _Session(self._config, attached, self._progress, wanted)
             failure = await self._serve(session, attached)
             if failure is None:
                 failures = 0
@@ -143,11 +158,18 @@ class XdsClient:
 class _Session:
     """One stream on one connection for one data plane."""
 
-    def __init__(self, config: XdsConfig, attached: Attachment, progress: Progress) -> None:
+    def __init__(
+        self, config: XdsConfig, attached: Attachment, progress: Progress, wanted: Wanted
+    ) -> None:
         self._config = config
         self._attached = attached
         self._progress = progress
+        self._wanted = wanted
         self._resync = Resync()
+        # On demand: names held that were too many for the first request.
+        self._held: list[str] = []
+        # A call takes one write at a time.
+        self._writing = asyncio.Lock()
         # Whether a response was processed.
         self.fruitful = False
 
@@ -163,12 +185,35 @@ class _Session:
             )
             call = method(None, metadata=self._config.metadata())
             while first:
-                await _write(call, first.pop(0))
+                await self._write(call, first.pop(0))
             log.info("stream open", extra={"address": self._config.address})
             self._progress.connected()
+            asking = asyncio.create_task(self._ask(call), name="names wanted")
+            try:
+                while True:
+                    # In no variable here: it would keep a whole mesh in memory until the next push.
+                    await self._write(call, await self._apply(await self._read(call)))
+            finally:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+
+    async def _ask(self, call: _Call) -> None:
+        """Subscribes to names as they become wanted. A broken stream is the reader's to tell."""
+        if not self._config.on_demand:
+            return
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            for names in batches(self._held):
+                await self._write(call, requests.subscribe(ADDRESS, names))
+            self._held.clear()
+            told = 0
             while True:
-                # In no variable here: it would keep a whole mesh in memory until the next push.
-                await _write(call, await self._apply(await self._read(call)))
+                names = await self._wanted.after(told)
+                await self._write(call, requests.subscribe(ADDRESS, names))
+                told += len(names)
+
+    async def _write(self, call: _Call, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+        async with self._writing:
+            await _write(call, request)
 
     async def _read(self, call: _Call) -> bytes:
         response = await call.read()
@@ -183,10 +228,15 @@ class _Session:
     ) -> discovery_pb2.DeltaDiscoveryRequest:
         versions = held.versions if held is not None else {}
         node = self._config.node.message(self._config.cluster_id)
-        request = requests.first(type_url, node, versions)
+        on_demand = self._config.on_demand and type_url == ADDRESS
+        request = requests.first(type_url, node, versions, on_demand=on_demand)
         if versions and (without_versions or request.ByteSize() > requests.FIRST_REQUEST_LIMIT):
-            self._resync.expect(type_url, versions)
-            request = requests.first(type_url, node, {})
+            if on_demand:
+                # What a first response leaves out is no less there: it wasn't asked for.
+                self._held = list(versions)
+            else:
+                self._resync.expect(type_url, versions)
+            request = requests.first(type_url, node, {}, on_demand=on_demand)
         return request
 
     async def _apply(self, response: bytes) -> discovery_pb2.DeltaDiscoveryRequest:

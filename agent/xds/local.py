@@ -64,6 +64,9 @@ class LocalFile:
     def detach(self) -> None:
         self._point.detach()
 
+    def wanted(self, target: ApplyTarget, name: str) -> None:
+        """Nothing is asked for: the file is sent as a whole."""
+
     def status(self) -> XdsStatus:
         return self._progress.snapshot(
             note="" if self._point.attached else "waiting for the data plane"

@@ -9,12 +9,29 @@ FIRST_REQUEST_LIMIT = (4 << 20) - (64 << 10)
 
 
 def first(
-    type_url: str, node: discovery_pb2.Node, versions: Mapping[str, str]
+    type_url: str,
+    node: discovery_pb2.Node,
+    versions: Mapping[str, str],
+    *,
+    on_demand: bool = False,
 ) -> discovery_pb2.DeltaDiscoveryRequest:
-    """Wildcard subscription that tells what is held already."""
+    """Wildcard subscription that tells what is held already.
+
+    On demand, only what is held and what is local to the node (facts ztunnel 7.3).
+    """
+    everything = ["*"] if on_demand else []
     return discovery_pb2.DeltaDiscoveryRequest(
-        node=node, type_url=type_url, initial_resource_versions=versions
+        node=node,
+        type_url=type_url,
+        initial_resource_versions=versions,
+        resource_names_subscribe=everything,
+        resource_names_unsubscribe=everything,
     )
+
+
+def subscribe(type_url: str, names: Iterable[str]) -> discovery_pb2.DeltaDiscoveryRequest:
+    """Without a nonce: istiod ignores the names in a request whose nonce isn't the newest."""
+    return discovery_pb2.DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names)
 
 
 def acknowledge(reply: control_pb2.ApplyReply) -> discovery_pb2.DeltaDiscoveryRequest:

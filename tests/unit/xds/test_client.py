@@ -449,3 +449,70 @@ async def test_failing_control_plane_is_asked_less_and_less_often(
         stream.end(grpc.StatusCode.UNAVAILABLE, "restart")
         await eventually(lambda: len(waits) > seen)
         assert waits[seen] == 1
+
+
+async def test_on_demand_subscribes_to_names_as_they_become_wanted(
+    plane: FakeControlPlane,
+) -> None:
+    target = RecordingDataplane()
+    async with running(config(plane, on_demand=True)) as client:
+        client.attach(target, [])
+        client.wanted(target, "net/10.0.0.1")
+        stream = await stream_of(plane)
+        first = stream.first(ADDRESS)
+        assert list(first.resource_names_subscribe) == ["*"]
+        assert list(first.resource_names_unsubscribe) == ["*"]
+        assert not stream.first(AUTHORIZATION).resource_names_subscribe
+        for name in ("shop/api.shop.svc", "net/10.0.0.1"):
+            client.wanted(target, name)
+        await eventually(
+            lambda: subscribed(stream) == ["net/10.0.0.1", "shop/api.shop.svc"],
+            what=lambda: stream.requests,
+        )
+        stream.push(response(("a", "1")))
+        await eventually(stream.answers)
+        assert subscribed(stream) == ["net/10.0.0.1", "shop/api.shop.svc"]
+
+
+async def test_on_demand_a_new_stream_asks_again_for_all_names(plane: FakeControlPlane) -> None:
+    target, other = RecordingDataplane(), RecordingDataplane()
+    async with running(config(plane, on_demand=True)) as client:
+        client.attach(target, [])
+        stream = await stream_of(plane)
+        stream.push(response(("a", "1")))
+        await eventually(stream.answers)
+        client.wanted(target, "net/10.0.0.1")
+        client.wanted(other, "net/10.0.0.2")
+        await eventually(lambda: subscribed(stream))
+        stream.end(grpc.StatusCode.UNAVAILABLE, "moving")
+        again = await stream_of(plane, 1)
+        await eventually(lambda: subscribed(again) == ["net/10.0.0.1"])
+        assert dict(again.first(ADDRESS).initial_resource_versions) == {"a": "1"}
+        # Asked for before it became the present one.
+        client.attach(other, [])
+        others = await stream_of(plane, 2)
+        await eventually(lambda: subscribed(others) == ["net/10.0.0.2"])
+
+
+async def test_on_demand_many_held_names_are_subscribed_and_none_is_removed(
+    plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds_requests, "FIRST_REQUEST_LIMIT", 1000)
+    monkeypatch.setattr("agent.xds.demand.AT_ONCE", 30)
+    target = RecordingDataplane()
+    held = {f"cluster//Pod/shop/pod-{n}": "1" for n in range(100)}
+    target.held = {ADDRESS: dict(held)}
+    async with running(config(plane, on_demand=True)) as client:
+        client.attach(target, target.types_now())
+        stream = await stream_of(plane)
+        assert not stream.first(ADDRESS).initial_resource_versions
+        await eventually(lambda: sorted(subscribed(stream)) == sorted(held))
+        assert max(len(r.resource_names_subscribe) for r in stream.requests) == 30
+        stream.push(response(("local", "1")))
+        await eventually(stream.answers)
+        assert target.held[ADDRESS] == held | {"local": "1"}
+
+
+def subscribed(stream: FakeStream) -> list[str]:
+    names = [name for request in stream.requests for name in request.resource_names_subscribe]
+    return [name for name in names if name != "*"]

@@ -72,6 +72,21 @@ impl AgentSlot {
         }
     }
 
+    /// Waits while the agent is behind, where `emit` cuts it off: for events that others make it
+    /// send.
+    pub async fn emit_in_turn(&self, event: pb::event::Event) {
+        let events = self
+            .current
+            .lock()
+            .as_ref()
+            .map(|agent| agent.events.clone());
+        let event = pb::Event { event: Some(event) };
+        if let Some(events) = events {
+            // Closed: nobody is there, and a new agent hears of it anyway.
+            let _ = events.send(event).await;
+        }
+    }
+
     pub fn emit(&self, event: pb::event::Event) {
         let current = self.current.lock();
         let Some(agent) = &*current else { return };

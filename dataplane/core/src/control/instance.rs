@@ -14,7 +14,7 @@ use super::status;
 use crate::config::{Config, Limits};
 use crate::inpod::Descriptors;
 use crate::proxy::Shared;
-use crate::state::{Applied, Store};
+use crate::state::{ADDRESS_TYPE, Applied, Store, TypeState};
 use crate::telemetry::Telemetry;
 use crate::tls::{CertEvent, CertStore};
 use crate::wire::control as pb;
@@ -117,6 +117,9 @@ impl Instance {
             telemetry,
             config,
         });
+        if let Some(wanted) = shared.store.demand().take_wanted() {
+            tokio::spawn(forward_names(wanted, self.agent.clone()));
+        }
         let (applies, queue) = mpsc::channel(1);
         tokio::spawn(apply_in_order(
             queue,
@@ -155,10 +158,21 @@ impl Instance {
             reply.config = Some(node.raw.lock().clone());
             reply.pods = node.pods.list();
             reply.draining = node.pods.draining();
-            reply.synced = !types.is_empty() && types.iter().all(|t| t.processed);
+            // What is asked for by name is complete before anything came (facts ztunnel 7.4).
+            let on_demand = node.shared.config.on_demand;
+            let whole = |t: &TypeState| t.processed || (on_demand && t.type_url == ADDRESS_TYPE);
+            reply.synced = !types.is_empty() && types.iter().all(whole);
             reply.types = types.into_iter().map(status::type_state).collect();
         }
         reply
+    }
+
+    /// A new agent has to subscribe to all that was ever asked for.
+    pub async fn ask_again_for_names(self: Arc<Self>) {
+        let Some(node) = self.node() else { return };
+        for name in node.shared.store.demand().names() {
+            self.agent.emit_in_turn(name_event(&name)).await;
+        }
     }
 
     /// A new agent hears again of what its predecessor may have taken to the grave.
@@ -226,6 +240,19 @@ async fn apply_in_order(
             agent.emit(Event::FirstResponse(pb::FirstResponse { type_url }));
         }
     }
+}
+
+async fn forward_names(mut wanted: mpsc::UnboundedReceiver<Arc<str>>, agent: Arc<AgentSlot>) {
+    while let Some(name) = wanted.recv().await {
+        agent.emit_in_turn(name_event(&name)).await;
+    }
+}
+
+fn name_event(name: &str) -> Event {
+    Event::ResourceWanted(pb::ResourceWanted {
+        type_url: ADDRESS_TYPE.to_owned(),
+        name: name.to_owned(),
+    })
 }
 
 async fn forward(mut wanted: mpsc::UnboundedReceiver<CertEvent>, agent: Arc<AgentSlot>) {

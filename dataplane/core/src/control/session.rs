@@ -78,6 +78,7 @@ pub(super) async fn serve(instance: Arc<Instance>, stream: UnixStream, peer: Pee
         if role == Role::Agent {
             tracing::info!(pid = peer.pid, "agent connected");
             instance.ask_again_for_certificates();
+            tokio::spawn(instance.clone().ask_again_for_names());
         }
         let session = Arc::new(Session {
             instance: instance.clone(),

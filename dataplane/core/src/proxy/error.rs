@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hbone;
@@ -39,6 +40,16 @@ pub enum Early {
          only (registryOnly): describe it by a ServiceEntry, or turn registryOnly off"
     )]
     RegistryOnly { dst: SocketAddr, namespace: String },
+    #[error(
+        "the control plane hasn't said within {patience:?} what {name} is (on-demand discovery): \
+         check that the agent is connected to it"
+    )]
+    NotTold { name: Arc<str>, patience: Duration },
+    #[error(
+        "{name} isn't asked of the control plane: too many names were asked for this pod \
+         (on-demand discovery)"
+    )]
+    TooManyNames { name: Arc<str> },
     #[error("{0} are not supported yet")]
     Unsupported(&'static str),
     #[error(transparent)]
@@ -69,6 +80,8 @@ impl Early {
             Self::NoSocket(_) => "too_many_sockets",
             Self::UnknownOwnWorkload(_) => "unknown_own_workload",
             Self::Route(_) | Self::Unsupported(_) => "no_route",
+            Self::NotTold { .. } => "not_told",
+            Self::TooManyNames { .. } => "too_many_names",
             Self::RegistryOnly { .. } => "registry_only",
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(_) => "handshake",

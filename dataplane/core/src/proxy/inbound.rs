@@ -163,11 +163,11 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     };
     let permit = pod.admit(1)?;
     let own = pod.own_workload().await?;
-    let snapshot = pod.shared.store.snapshot();
     let config = &pod.shared.config;
     let forwarded = Forwarded::parse(&headers);
     let host = forwarded.host.as_deref();
-    let inbound = resolve::inbound(&snapshot, config, &own, ends.local, &authority, host)?;
+    let inbound = pod.arrival(&own, ends.local, &authority, host).await?;
+    let snapshot = pod.shared.store.snapshot();
     let target = Target::new(ends, &inbound);
     let identity = Some(ends.identity.clone());
     let source = Peer::source(

@@ -32,6 +32,7 @@ mod pod;
 mod proxy_protocol;
 mod recheck;
 mod registry;
+mod route;
 mod tasks;
 mod traceparent;
 
@@ -44,6 +45,8 @@ mod e2e_tests;
 #[cfg(test)]
 mod enforcement_tests;
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod settings_tests;
 #[cfg(test)]
 mod testing;
@@ -51,6 +54,7 @@ mod testing;
 pub use enforcement::{Demands, Enforcement};
 use pod::Pod;
 use registry::Registry;
+use route::Budgets;
 use tasks::{Tasks, sized};
 
 /// What all proxies of the process share.
@@ -93,7 +97,7 @@ impl PodProxy {
             telemetry.metrics.bounds.clone(),
         );
         let panics = &telemetry.metrics.panics;
-        Arc::new(Self {
+        let proxy = Arc::new(Self {
             traffic: Arc::new(Tasks::new(panics.clone())),
             service: Tasks::new(panics.clone()),
             pod: Arc::new(Pod {
@@ -106,11 +110,14 @@ impl PodProxy {
                 registry,
                 demands: arc_swap::ArcSwap::default(),
                 demanded: Notify::new(),
+                budgets: Budgets::default(),
             }),
             stop: watch::Sender::new(false),
             drain: watch::Sender::new(false),
             served: AtomicBool::new(false),
-        })
+        });
+        proxy.pod.want_own();
+        proxy
     }
 
     /// Accepts on these from now on, and watches policies and workloads for live connections.

@@ -18,7 +18,7 @@ use crate::config::canonical_addr;
 use crate::hbone::{Connect, Key, Stream};
 use crate::inpod::{Held, original_dst};
 use crate::state::Workload;
-use crate::state::resolve::{self, HboneRoute, Route, Target};
+use crate::state::resolve::{HboneRoute, Route, Target};
 
 /// The way on, once it stands.
 enum Upstream {
@@ -72,9 +72,7 @@ async fn accept(
     if ours && pod.shared.config.ports.is_own(dst.port()) {
         return Err(with_dst(Early::SelfCall(dst)));
     }
-    let snapshot = pod.shared.store.snapshot();
-    let route = resolve::outbound(&snapshot, &pod.shared.config, &own, peer.ip(), dst, &[])
-        .map_err(|refusal| with_dst(refusal.into()))?;
+    let route = pod.route(&own, peer.ip(), dst).await.map_err(with_dst)?;
     pod.check_registry(&route, peer, dst).map_err(with_dst)?;
     let next = next_hop(&route).map_err(with_dst)?;
     let routed = Routed {

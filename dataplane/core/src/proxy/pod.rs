@@ -14,6 +14,7 @@ use super::copy::{self, Leg};
 use super::enforcement::{Demands, Enforcement};
 use super::error::{Early, Failed};
 use super::registry::{Permit, Registry};
+use super::route::Budgets;
 use crate::config::{Limits, OriginalSource};
 use crate::hbone::{Http2, Pool};
 use crate::inpod::{Held, Netns, PodInfo, Share, is_source_lost};
@@ -33,6 +34,7 @@ pub struct Pod {
     pub demands: ArcSwap<Demands>,
     /// They changed.
     pub demanded: Notify,
+    pub budgets: Budgets,
 }
 
 /// A connection's place among the pod's, with its sockets.

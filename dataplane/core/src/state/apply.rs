@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::{DecodeError, Message};
 
-use super::delta::{Body, Delta, Resource};
+use super::delta::{Body, Delta, Names, Resource};
 use super::intern::Interner;
 use super::parse::Bad;
 use super::service::ServiceRecord;
@@ -67,6 +67,9 @@ impl Writer {
         applied: &mut Applied,
     ) {
         applied.first = self.addresses.begin();
+        if config.on_demand {
+            applied.told = told(&delta);
+        }
         for name in &delta.removed {
             self.addresses.rejected.remove(name);
             // A name of two parts may be a uid all the same: uids come first.
@@ -176,6 +179,14 @@ impl Book {
             }
         }
     }
+}
+
+/// What can't be read answers nobody.
+fn told(delta: &Delta) -> Vec<String> {
+    let sent = delta.resources.iter();
+    let sent = sent.filter_map(|raw| Names::decode(raw.clone()).ok());
+    let sent = sent.flat_map(|Names { name, aliases }| aliases.into_iter().chain([name]));
+    sent.chain(delta.removed.iter().cloned()).collect()
 }
 
 /// (name, version, serialised body), or (name, reason).

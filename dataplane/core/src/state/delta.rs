@@ -28,6 +28,15 @@ pub struct Resource {
     pub name: String,
 }
 
+/// Whom a `Resource` answers: read only where names are asked for.
+#[derive(Clone, PartialEq, Message)]
+pub struct Names {
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: Vec<String>,
+}
+
 /// google.protobuf.Any
 #[derive(Clone, PartialEq, Message)]
 pub struct Body {

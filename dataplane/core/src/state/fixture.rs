@@ -174,6 +174,15 @@ impl Push {
         self
     }
 
+    /// Another name of the last resource.
+    pub fn alias(mut self, alias: &str) -> Self {
+        let last = self.0.resources.last_mut();
+        last.expect("an alias follows a resource")
+            .aliases
+            .push(alias.into());
+        self
+    }
+
     pub fn removed(mut self, name: &str) -> Self {
         self.0.removed_resources.push(name.into());
         self

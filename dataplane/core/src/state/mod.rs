@@ -6,6 +6,7 @@
 mod apply;
 mod balance;
 mod delta;
+mod demand;
 mod dump;
 mod gateway;
 mod intern;
@@ -32,6 +33,7 @@ pub mod fixture;
 #[cfg(test)]
 mod ranges_test;
 
+pub use demand::{Budget, Demand, Told};
 pub use gateway::{Destination, Gateway};
 pub use parse::{Bad, cidr, port};
 pub use service::{Balancing, Families, Membership, PortMap, Service, ServiceName, ServiceRecord};

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::apply::Writer;
+use super::demand::Demand;
 use super::snapshot::Snapshot;
 use super::{ADDRESS_TYPE, AUTHORIZATION_TYPE, dump};
 use crate::config::Config;
@@ -18,6 +19,7 @@ pub struct Store {
     current: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     changed: watch::Sender<u64>,
+    demand: Demand,
 }
 
 /// What `apply` did with one delta response.
@@ -31,6 +33,8 @@ pub struct Applied {
     pub rejected: Vec<(String, String)>,
     /// This was the first response of its type.
     pub first: bool,
+    /// On demand: the names that the response says something about.
+    pub told: Vec<String>,
 }
 
 /// Version and rejection bookkeeping of one xDS type, for Hello.
@@ -51,6 +55,7 @@ impl Store {
             current: ArcSwap::default(),
             writer: Mutex::default(),
             changed: watch::Sender::new(0),
+            demand: Demand::default(),
         })
     }
 
@@ -72,7 +77,16 @@ impl Store {
             self.changed.send_modify(|generation| *generation += 1);
             free_here(old, applied.accepted + applied.removed);
         }
+        if self.config.on_demand && applied.type_url == ADDRESS_TYPE {
+            self.demand
+                .answered(applied.told.iter().map(String::as_str));
+        }
         Ok(applied)
+    }
+
+    /// What is asked for by name, where not everything is sent.
+    pub fn demand(&self) -> &Demand {
+        &self.demand
     }
 
     /// Changes after every applied response that altered a workload, service or policy.

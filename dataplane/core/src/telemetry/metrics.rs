@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::bounds::Bounds;
 use super::traffic::Traffic;
+use crate::state::Told;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabels {
@@ -58,6 +59,7 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     registry_only: Family<OutcomeLabels, Counter>,
     waypoint_required: Family<OutcomeLabels, Counter>,
+    on_demand: Family<OutcomeLabels, Counter>,
     pub inbound_connections: Gauge,
     pub outbound_connections: Gauge,
     pub tunnels: Gauge,
@@ -105,6 +107,7 @@ impl Metrics {
             refusals: Family::default(),
             registry_only: Family::default(),
             waypoint_required: Family::default(),
+            on_demand: Family::default(),
             inbound_connections: live("inbound"),
             outbound_connections: live("outbound"),
             tunnels: Gauge::default(),
@@ -152,6 +155,11 @@ impl Metrics {
             "underpass_waypoint_required",
             "Inbound connections past the waypoint that waypointRequired met (unstable)",
             self.waypoint_required.clone(),
+        );
+        registry.register(
+            "underpass_on_demand",
+            "Waits for something asked of the control plane by name (unstable)",
+            self.on_demand.clone(),
         );
         registry.register(
             "underpass_inbound_tunnels",
@@ -222,6 +230,17 @@ impl Metrics {
         let outcome = if refused { "refused" } else { "would_refuse" };
         let labels = OutcomeLabels { outcome };
         self.waypoint_required.get_or_create(&labels).inc();
+    }
+
+    pub fn on_demand(&self, told: Told) {
+        let outcome = match told {
+            Told::Answered => "answered",
+            Told::TimedOut => "timed_out",
+            Told::Full => "too_many",
+        };
+        self.on_demand
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
     }
 
     pub fn refusal(&self, direction: &'static str, reason: &'static str) {

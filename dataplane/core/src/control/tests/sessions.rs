@@ -246,3 +246,33 @@ async fn dumps_have_sections_and_unknown_ones_are_not_found() {
         Code::NotFound
     );
 }
+
+/// On demand.
+#[tokio::test]
+async fn a_name_is_wanted_once_and_again_by_a_new_agent() {
+    let plane = Plane::start();
+    let netns = TestNetns::new();
+    let hello = || {
+        Ask::Hello(pb::Hello {
+            role: Role::Agent.into(),
+            version: 1,
+            config: Some(pb::InstanceConfig {
+                node: "up-control-node".into(),
+                on_demand: true,
+                ..Default::default()
+            }),
+        })
+    };
+    let wanted = pb::event::Event::ResourceWanted(pb::ResourceWanted {
+        type_url: crate::state::ADDRESS_TYPE.into(),
+        name: "Kubernetes//Pod/shop/name-a".into(),
+    });
+    let mut first = Client::connect(&plane).await;
+    assert!(matches!(first.ask(hello(), vec![]).await, Body::Hello(_)));
+    done(first.add("a", &netns).await);
+    assert_eq!(first.event().await, wanted);
+    drop(first);
+    let mut second = Client::connect(&plane).await;
+    assert!(matches!(second.ask(hello(), vec![]).await, Body::Hello(_)));
+    assert_eq!(second.event().await, wanted);
+}
