@@ -13,7 +13,9 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 
 RUST_SOURCES := $(shell find dataplane proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' -o -name Cargo.lock 2>/dev/null)
 
-.PHONY: setup demo test lint bench docs clean proto lock help
+FUZZ_SECONDS ?= 600
+
+.PHONY: setup demo test fuzz lint bench docs clean proto lock help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,7 +36,11 @@ demo: setup ## Two nodes, six pods, every claim proved, everything removed again
 
 test: setup ## Everything that CI runs of tests
 	cargo test --manifest-path dataplane/Cargo.toml --workspace --locked
+	tools/fuzz 5
 	$(BIN)/python -m pytest
+
+fuzz: setup ## Every parser of foreign bytes for FUZZ_SECONDS (600) each
+	tools/fuzz $(FUZZ_SECONDS)
 
 lint: setup ## ruff, mypy, clippy, rustfmt, shellcheck, fresh generated code
 	$(BIN)/python proto/generate.py --check
@@ -42,8 +48,9 @@ lint: setup ## ruff, mypy, clippy, rustfmt, shellcheck, fresh generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cargo fmt --manifest-path dataplane/Cargo.toml --all --check
+	cargo fmt --manifest-path dataplane/fuzz/Cargo.toml --check
 	cargo clippy --manifest-path dataplane/Cargo.toml --workspace --all-targets --locked -- -D warnings
-	shellcheck tools/setup tools/install .ci/run
+	shellcheck tools/setup tools/install tools/fuzz .ci/run
 
 bench: setup ## Figures beside no mesh, in one run (bench/README.md)
 	$(BIN)/python -m bench

@@ -73,6 +73,8 @@ impl Baggage {
             for member in text.split(',') {
                 if let Some((key, value)) = member.split_once('=')
                     && value.len() <= LONGEST_NAME
+                    // A tab would shift the columns of the log.
+                    && fits(value.trim())
                 {
                     baggage.set(key.trim(), value.trim());
                 }

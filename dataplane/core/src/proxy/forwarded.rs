@@ -42,14 +42,18 @@ impl Forwarded {
             let value = unquoted(value.trim());
             match key.trim().to_ascii_lowercase().as_str() {
                 "for" => forwarded.client = value.parse().ok(),
-                "host" if (1..=LONGEST_NAME).contains(&value.len()) => {
-                    forwarded.host = Some(value.to_owned());
-                }
+                "host" if is_hostname(value) => forwarded.host = Some(value.to_owned()),
                 _ => {}
             }
         }
         forwarded
     }
+}
+
+/// Wildcards included: a service may be declared under one.
+fn is_hostname(value: &str) -> bool {
+    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._*".contains(&b);
+    (1..=LONGEST_NAME).contains(&value.len()) && value.bytes().all(name)
 }
 
 fn unquoted(value: &str) -> &str {
@@ -89,6 +93,7 @@ mod tests {
         assert_eq!(parse("host=").host, None);
         assert_eq!(parse(&format!("host={}", "a".repeat(254))).host, None);
         assert_eq!(parse("\"").host, None);
+        assert_eq!(parse("host=a\tb").host, None, "a tab shifts the columns of the log");
     }
 
     proptest! {

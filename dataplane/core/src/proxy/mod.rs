@@ -24,6 +24,8 @@ mod copy;
 mod enforcement;
 mod error;
 mod forwarded;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod inbound;
 mod inbound_plaintext;
 mod labels;
