@@ -254,6 +254,95 @@ fn ports_resolve_by_endpoint_then_service_then_application_tunnel() {
     assert_eq!(chosen(&tunnelled, 15008, Waypoint), Some(15008));
 }
 
+/// facts ztunnel 2.6
+#[test]
+fn an_endpoint_without_address_needs_a_name_or_a_gateway_from_another_network() {
+    let web = service("shop", "web", "10.1.0.1");
+    let bare = |edit: &dyn Fn(&mut wds::Workload)| {
+        let mut w = endpoint(&web, 1, &["x"; 5]);
+        w.addresses.clear();
+        edit(&mut w);
+        choose(&snapshot(web.clone(), &[w])).is_some()
+    };
+    let gateway = || Some(gateway_at("192.0.2.1", 15008));
+    assert!(!bare(&|_| {}));
+    assert!(bare(&|w| w.hostname = "web.example".into()));
+    assert!(!bare(&|w| w.network_gateway = gateway()));
+    assert!(bare(&|w| {
+        w.network = "far".into();
+        w.network_gateway = gateway();
+    }));
+    assert!(!bare(&|w| w.network = "far".into()));
+}
+
+#[test]
+fn an_endpoint_that_falls_ill_or_recovers_leaves_and_comes_back() {
+    let store = Store::new(config());
+    let web = service("shop", "web", "10.1.0.1");
+    let mut second = endpoint(&web, 2, &["x"; 5]);
+    let push = Push::addresses().workload(client()).service(web.clone());
+    push.workload(endpoint(&web, 1, &["x"; 5]))
+        .workload(second.clone())
+        .accepted_by(&store);
+    assert_eq!(names(&store.snapshot()), ["e1", "e2"]);
+    second.status = wds::WorkloadStatus::Unhealthy as i32;
+    Push::addresses()
+        .workload(second.clone())
+        .accepted_by(&store);
+    assert_eq!(names(&store.snapshot()), ["e1"]);
+    second.status = wds::WorkloadStatus::Healthy as i32;
+    Push::addresses().workload(second).accepted_by(&store);
+    assert_eq!(names(&store.snapshot()), ["e1", "e2"]);
+}
+
+proptest! {
+    /// Who was tried is never chosen; the others keep their odds among each other.
+    #[test]
+    fn what_was_tried_is_left_out_and_the_rest_is_fair(
+        capacities in proptest::collection::vec(0u32..5, 1..6),
+        tried in proptest::collection::vec(any::<bool>(), 6),
+    ) {
+        let web = service("shop", "web", "10.1.0.1");
+        let endpoints: Vec<_> = capacities.iter().enumerate().map(|(n, capacity)| {
+            let mut w = endpoint(&web, n + 1, &["x"; 5]);
+            w.capacity = Some(*capacity);
+            w
+        }).collect();
+        let left = |n: usize| !tried[n] && capacities[n] > 0;
+        let exclude: Vec<std::sync::Arc<str>> = (0..capacities.len())
+            .filter(|n| tried[*n])
+            .map(|n| endpoints[n].uid.as_str().into())
+            .collect();
+        let snapshot = snapshot(web, &endpoints);
+        let client = uid_of(&snapshot, "shop", "client");
+        let web = snapshot.service("shop/web.shop.svc.cluster.local").unwrap();
+        let record = web.record.as_ref().unwrap();
+        let choose = || web.choose(record, &client, 80, PortRule::Standard, &exclude);
+        let total: u32 = (0..capacities.len()).filter(|n| left(*n)).map(|n| capacities[n]).sum();
+        let remaining = (0..capacities.len()).filter(|n| left(*n)).count();
+        if total == 0 {
+            prop_assert!(choose().is_none());
+            return Ok(());
+        }
+        const DRAWS: u32 = 1000;
+        let mut drawn = vec![0u32; capacities.len()];
+        for _ in 0..DRAWS {
+            let choice = choose().unwrap();
+            prop_assert_eq!(choice.others, remaining > 1);
+            let n: usize = choice.endpoint.workload.name[1..].parse().unwrap();
+            drawn[n - 1] += 1;
+        }
+        for (n, drawn) in drawn.iter().enumerate() {
+            let odds = if left(n) { f64::from(capacities[n]) / f64::from(total) } else { 0.0 };
+            // Six standard deviations: once in a billion.
+            let expected = odds * f64::from(DRAWS);
+            let slack = 6.0 * (expected * (1.0 - odds)).sqrt();
+            let off = (f64::from(*drawn) - expected).abs();
+            prop_assert!(off <= slack, "{} of {} for odds {}", drawn, DRAWS, odds);
+        }
+    }
+}
+
 proptest! {
     /// Against the plain reading of the rule: count, compare, keep the best.
     #[test]

@@ -10,7 +10,11 @@ mod waypoint;
 #[cfg(test)]
 mod inbound_test;
 #[cfg(test)]
+mod network_test;
+#[cfg(test)]
 mod outbound_test;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod waypoint_test;
 

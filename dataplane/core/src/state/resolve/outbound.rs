@@ -9,8 +9,12 @@ use crate::config::{Config, canonical};
 use crate::state::balance::PortRule;
 use crate::state::{Gateway, ServiceRecord, Snapshot, Workload};
 
+/// Endpoints passed over because all gateways to them were tried.
+const MOST_PASSED_OVER: usize = 16;
+
 /// `source` is the pod that the listener belongs to, `client` the connection's source address.
-/// Workloads whose uid is in `exclude` were tried before: they are left out of every choice.
+/// Workloads whose uid is in `exclude` were tried before: they are left out of every choice, and so
+/// is what only they lead to.
 pub fn outbound(
     snapshot: &Snapshot,
     config: &Config,
@@ -19,12 +23,37 @@ pub fn outbound(
     dst: SocketAddr,
     exclude: &[Arc<str>],
 ) -> Result<Route, Refusal> {
-    let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
-    let view = View {
-        snapshot,
-        source,
-        exclude,
+    let decide = |exclude: &[Arc<str>]| {
+        let view = View {
+            snapshot,
+            source,
+            exclude,
+        };
+        decide(view, config, client, dst)
     };
+    let mut excluded = exclude.to_vec();
+    loop {
+        match decide(&excluded) {
+            Err(Refusal::UnknownNetworkGateway { workload, .. })
+                if !exclude.is_empty() && excluded.len() < exclude.len() + MOST_PASSED_OVER =>
+            {
+                excluded.push(workload);
+            }
+            decision => return decision,
+        }
+    }
+}
+
+fn decide(
+    view: View<'_>,
+    config: &Config,
+    client: IpAddr,
+    dst: SocketAddr,
+) -> Result<Route, Refusal> {
+    let View {
+        snapshot, source, ..
+    } = view;
+    let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
     // Beyond upstream also for the pod's own address: a pod that the mesh knows as plain would call
     // its own listener again and again (facts ztunnel 2.1).
     let to_itself = dst.ip().is_loopback() || source.addresses.contains(&dst.ip());
@@ -161,7 +190,11 @@ fn across(
     }
     let Some(upstream) = view.find_gateway(gateway) else {
         let gateway = gateway.destination.to_string();
-        return Err(Refusal::UnknownNetworkGateway { gateway, network });
+        return Err(Refusal::UnknownNetworkGateway {
+            gateway,
+            network,
+            workload,
+        });
     };
     Ok(Route::Hbone(HboneRoute {
         tunnel: upstream.target(gateway.ip().unwrap_or(dst.ip()))?,
@@ -170,7 +203,7 @@ fn across(
         service: Some(addressed.name.clone()),
         via_waypoint,
         inner: Some(inner),
-        retryable: upstream.others,
+        retryable: upstream.others || chosen.others,
         workload: upstream.workload,
     }))
 }

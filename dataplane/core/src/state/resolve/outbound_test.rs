@@ -1,51 +1,11 @@
 //! The decision tree of facts ztunnel 2.2, row by row.
 
-use std::net::SocketAddr;
-
-use super::{Authority, HboneRoute, IpFamily, Refusal, Route, Target, outbound};
+use super::testing::*;
+use super::{Authority, Refusal, Route, Target, outbound};
 use crate::state::Snapshot;
 use crate::state::fixture::*;
 use crate::wire::workload as wds;
-use crate::wire::workload::gateway_address::Destination;
 use crate::wire::workload::load_balancing::Mode;
-
-/// The pod `shop/client` at 10.0.0.100 dials.
-fn route(snapshot: &Snapshot, dst: &str) -> Result<Route, Refusal> {
-    let client = uid_of(snapshot, "shop", "client");
-    let from = client.addresses[0];
-    outbound(snapshot, &config(), &client, from, addr(dst), &[])
-}
-
-fn mesh() -> Push {
-    Push::addresses().workload(pod("shop", "client", "10.0.0.100"))
-}
-
-fn hbone(route: Result<Route, Refusal>) -> HboneRoute {
-    match route {
-        Ok(Route::Hbone(route)) => route,
-        other => panic!("expected HBONE, got {other:?}"),
-    }
-}
-
-fn passthrough(route: Result<Route, Refusal>) -> SocketAddr {
-    match route {
-        Ok(Route::Passthrough { dst, .. }) => dst,
-        other => panic!("expected passthrough, got {other:?}"),
-    }
-}
-
-/// A waypoint service `infra/<name>` with one pod.
-fn waypoint(push: Push, name: &str, vip: &str, address: &str) -> Push {
-    let mut gateway = service("infra", name, vip);
-    gateway.ports = vec![port(15008, 15008)];
-    let pod = member(pod("infra", name, address), &gateway, &[]);
-    push.service(gateway).workload(pod)
-}
-
-fn waypoint_named(name: &str) -> Option<wds::GatewayAddress> {
-    let hostname = format!("{name}.infra.svc.cluster.local");
-    Some(gateway_named("infra", &hostname))
-}
 
 #[test]
 fn an_unknown_address_is_left_alone() {
@@ -280,174 +240,6 @@ fn what_comes_from_the_waypoint_goes_on_to_the_workload() {
     );
 }
 
-/// `shop/web` in the network `far`, behind `gateway`; the service has one SPIFFE name.
-fn far_web(gateway: Option<wds::GatewayAddress>) -> (wds::Service, wds::Workload) {
-    let mut web = service("shop", "web", "10.1.0.1");
-    web.subject_alt_names = vec!["spiffe://td/ns/shop/sa/web".into()];
-    let mut far = member(pod("shop", "web", "10.0.0.1"), &web, &[]);
-    far.network = "far".into();
-    far.network_gateway = gateway;
-    (web, far)
-}
-
-fn ids(expected: &[crate::identity::Identity]) -> Vec<String> {
-    expected.iter().map(ToString::to_string).collect()
-}
-
-#[test]
-fn other_networks_are_reached_through_the_gateway_that_the_endpoint_names() {
-    let mut eastwest = pod("infra", "eastwest", "192.0.2.1");
-    eastwest.network = "far".into();
-    let mut by_address = gateway_at("192.0.2.1", 15009);
-    if let Some(Destination::Address(address)) = &mut by_address.destination {
-        address.network = "far".into();
-    }
-    let by_service = gateway_named("infra", "ew.infra.svc.cluster.local");
-    let mut gateways = service("infra", "ew", "10.1.0.77");
-    gateways.ports = vec![port(15008, 15008)];
-    gateways.subject_alt_names = vec!["spiffe://td/ns/infra/sa/ew".into()];
-    let eastwest = member(eastwest, &gateways, &[]);
-    for (reference, tunnel, outer) in [
-        (
-            by_address,
-            "192.0.2.1:15009",
-            &["spiffe://cluster.local/ns/infra/sa/eastwest-sa"][..],
-        ),
-        (
-            by_service,
-            "192.0.2.1:15008",
-            &[
-                "spiffe://td/ns/infra/sa/ew",
-                "spiffe://cluster.local/ns/infra/sa/eastwest-sa",
-            ],
-        ),
-    ] {
-        let (web, mut far) = far_web(Some(reference));
-        // Its address would mean something else here.
-        far.addresses.clear();
-        let push = mesh().service(web).workload(far);
-        let push = push.service(gateways.clone()).workload(eastwest.clone());
-        let found = hbone(route(&snapshot_of(push), "10.1.0.1:80"));
-        assert_eq!(found.tunnel, Target::Addr(addr(tunnel)));
-        let authority = Authority::Host("web.shop.svc.cluster.local".into(), 80);
-        assert_eq!(found.authority, authority, "the port that was dialled");
-        assert_eq!(ids(&found.expected), outer);
-        assert_eq!(
-            ids(&found.inner.unwrap()),
-            ["spiffe://td/ns/shop/sa/web"],
-            "the service's names alone"
-        );
-        assert_eq!(&*found.workload.name, "eastwest");
-        assert!(!found.via_waypoint);
-    }
-}
-
-#[test]
-fn a_waypoint_of_another_network_is_reached_through_its_gateway() {
-    let mut web = service("shop", "web", "10.1.0.1");
-    web.waypoint = waypoint_named("wp");
-    let mut gateway = service("infra", "wp", "10.1.0.9");
-    gateway.ports = vec![port(15008, 15008)];
-    gateway.subject_alt_names = vec!["spiffe://td/ns/infra/sa/wp".into()];
-    let mut far = member(pod("infra", "wp", "10.0.0.9"), &gateway, &[]);
-    far.network = "far".into();
-    far.network_gateway = Some(gateway_at("192.0.2.1", 15008));
-    let eastwest = pod("infra", "eastwest", "192.0.2.1");
-    let push = mesh().service(web).service(gateway).workload(far);
-    let found = hbone(route(&snapshot_of(push.workload(eastwest)), "10.1.0.1:80"));
-    assert!(found.via_waypoint);
-    assert_eq!(found.authority.to_string(), "web.shop.svc.cluster.local:80");
-    assert_eq!(ids(&found.inner.unwrap()), ["spiffe://td/ns/infra/sa/wp"]);
-    assert_eq!(&*found.service.unwrap().name, "web");
-}
-
-#[test]
-fn other_networks_are_refused_with_the_reason() {
-    let refusal = |(web, far): (wds::Service, wds::Workload), dst: &str| {
-        route(&snapshot_of(mesh().service(web).workload(far)), dst).unwrap_err()
-    };
-    let none = refusal(far_web(None), "10.1.0.1:80");
-    assert!(matches!(none, Refusal::NoNetworkGateway { .. }), "{none}");
-    let unknown = far_web(Some(gateway_at("192.0.2.1", 15008)));
-    let unknown = refusal(unknown, "10.1.0.1:80");
-    assert!(unknown.to_string().contains("net/192.0.2.1"), "{unknown}");
-    let (mut web, far) = far_web(Some(gateway_at("192.0.2.1", 15008)));
-    web.subject_alt_names = vec!["web.example".into()];
-    let nameless = refusal((web, far), "10.1.0.1:80");
-    assert!(
-        matches!(nameless, Refusal::NoServiceIdentity { .. }),
-        "{nameless}"
-    );
-
-    // The address is another network's: here it means nothing.
-    let (web, far) = far_web(None);
-    let snapshot = snapshot_of(mesh().service(web).workload(far));
-    passthrough(route(&snapshot, "10.0.0.1:80"));
-}
-
-#[test]
-fn an_own_networks_gateway_is_never_used() {
-    let (web, mut near) = far_web(Some(gateway_at("192.0.2.1", 15008)));
-    near.network = "net".into();
-    let found = hbone(route(
-        &snapshot_of(mesh().service(web).workload(near)),
-        "10.1.0.1:80",
-    ));
-    assert!(found.inner.is_none());
-    assert_eq!(found.tunnel, Target::Addr(addr("10.0.0.1:15008")));
-}
-
-#[test]
-fn a_workload_without_address_is_named_by_its_hostname_until_it_is_resolved() {
-    let web = service("shop", "web", "10.1.0.1");
-    let mut named = member(pod("shop", "web", "10.0.0.1"), &web, &[]);
-    named.addresses.clear();
-    named.hostname = "db.example".into();
-    let target = |port| Target::Host {
-        hostname: "db.example".into(),
-        port,
-        prefer: IpFamily::V4,
-    };
-    let snapshot = snapshot_of(mesh().service(web.clone()).workload(named.clone()));
-    let found = hbone(route(&snapshot, "10.1.0.1:80"));
-    assert_eq!(found.tunnel, target(15008));
-    let found = found.at("192.0.2.9".parse().unwrap());
-    assert_eq!(found.tunnel, Target::Addr(addr("192.0.2.9:15008")));
-    assert_eq!(found.authority, Authority::Ip(addr("192.0.2.9:8080")));
-
-    named.tunnel_protocol = 0;
-    let snapshot = snapshot_of(mesh().service(web).workload(named));
-    match route(&snapshot, "10.1.0.1:80") {
-        Ok(Route::Tcp { dst, .. }) => assert_eq!(dst, target(8080)),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn another_choice_leaves_out_what_was_tried() {
-    let web = service("shop", "web", "10.1.0.1");
-    let endpoint = |name: &str, address: &str| member(pod("shop", name, address), &web, &[]);
-    let push = mesh().service(web.clone());
-    let push = push.workload(endpoint("a", "10.0.0.1"));
-    let snapshot = snapshot_of(push.workload(endpoint("b", "10.0.0.2")));
-    let client = uid_of(&snapshot, "shop", "client");
-    let from = client.addresses[0];
-    let again = |exclude: &[std::sync::Arc<str>]| {
-        let dst = addr("10.1.0.1:80");
-        outbound(&snapshot, &config(), &client, from, dst, exclude)
-    };
-    let first = again(&[]).unwrap();
-    let tried = first.retry_without().expect("two endpoints").clone();
-    let second = again(std::slice::from_ref(&tried)).unwrap();
-    assert!(second.retry_without().is_none(), "nobody else is left");
-    let second = hbone(Ok(second)).workload.uid.clone();
-    assert_ne!(second, tried);
-    let refusal = again(&[tried, second]).unwrap_err();
-    assert!(matches!(refusal, Refusal::NoHealthyUpstream { .. }));
-    let direct = route(&snapshot, "10.0.0.1:80").unwrap();
-    assert!(direct.retry_without().is_none(), "an address has no choice");
-}
-
 #[test]
 fn the_family_dialled_is_kept_where_the_service_allows_it() {
     let mut web = service("shop", "web", "10.1.0.1");
@@ -515,4 +307,137 @@ fn exact_vips_come_before_ranges_and_longer_ranges_before_shorter() {
     assert_eq!(name("10.1.2.4").as_deref(), Some("narrow"));
     assert_eq!(name("10.1.9.9").as_deref(), Some("wide"));
     assert_eq!(name("10.2.0.1"), None);
+}
+
+#[test]
+fn an_address_of_a_workload_and_a_service_is_balanced_but_has_no_service_waypoint() {
+    let mut web = service("shop", "web", "10.0.0.1");
+    web.waypoint = waypoint_named("wp");
+    let endpoint = member(pod("shop", "other", "10.0.0.2"), &web, &[]);
+    let push = mesh().service(web).workload(endpoint);
+    let snapshot = snapshot_of(push.workload(pod("shop", "web", "10.0.0.1")));
+    let found = hbone(route(&snapshot, "10.0.0.1:80"));
+    assert!(!found.via_waypoint);
+    assert_eq!(&*found.workload.name, "other");
+}
+
+/// facts ztunnel 2.6: target port 0 means that each endpoint says where the name leads.
+#[test]
+fn a_named_port_leads_where_the_endpoint_says() {
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.ports = vec![port(80, 0)];
+    let named = member(pod("shop", "named", "10.0.0.1"), &web, &[port(80, 9090)]);
+    let without = member(pod("shop", "without", "10.0.0.2"), &web, &[]);
+    let snapshot = snapshot_of(
+        mesh()
+            .service(web.clone())
+            .workload(named)
+            .workload(without.clone()),
+    );
+    for _ in 0..20 {
+        let found = hbone(route(&snapshot, "10.1.0.1:80"));
+        assert_eq!(found.authority, Authority::Ip(addr("10.0.0.1:9090")));
+    }
+    let snapshot = snapshot_of(mesh().service(web).workload(without));
+    let refusal = route(&snapshot, "10.1.0.1:80").unwrap_err();
+    assert!(matches!(refusal, Refusal::NoHealthyUpstream { .. }));
+}
+
+#[test]
+fn a_host_network_pod_is_reached_as_an_endpoint_and_its_nodes_address_is_left_alone() {
+    let web = service("shop", "web", "10.1.0.1");
+    let mut node = member(pod("shop", "web", "10.9.0.1"), &web, &[]);
+    node.network_mode = wds::NetworkMode::HostNetwork as i32;
+    node.tunnel_protocol = 0;
+    let snapshot = snapshot_of(mesh().service(web).workload(node));
+    passthrough(route(&snapshot, "10.9.0.1:80"));
+    match route(&snapshot, "10.1.0.1:80") {
+        Ok(Route::Tcp { dst, service, .. }) => {
+            assert_eq!(dst, Target::Addr(addr("10.9.0.1:8080")));
+            assert_eq!(&*service.unwrap().name, "web");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_dual_stack_workload_is_reached_at_the_address_that_was_dialled() {
+    let mut web = pod("shop", "web", "10.0.0.1");
+    web.addresses.push(ip("2001:db8::1"));
+    let snapshot = snapshot_of(mesh().workload(web));
+    for dst in ["10.0.0.1:80", "[2001:db8::1]:80"] {
+        let found = hbone(route(&snapshot, dst));
+        assert_eq!(found.authority.to_string(), dst);
+        assert_eq!(found.tunnel.to_string(), dst.replace(":80", ":15008"));
+    }
+}
+
+#[test]
+fn a_service_hidden_from_the_client_is_an_unknown_address() {
+    let mut web = service("other", "web", "10.1.0.1");
+    web.visibility = wds::service::Visibility::Namespace as i32;
+    let endpoint = member(pod("other", "web", "10.0.0.1"), &web, &[]);
+    let snapshot = snapshot_of(mesh().service(web).workload(endpoint));
+    match route(&snapshot, "10.1.0.1:80") {
+        Ok(Route::Passthrough { known, .. }) => assert!(!known),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_passthrough_service_is_known_whatever_else_is_left_alone_is_not() {
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.load_balancing = Some(wds::LoadBalancing {
+        mode: Mode::Passthrough as i32,
+        ..Default::default()
+    });
+    let snapshot = snapshot_of(mesh().service(web));
+    let known = |dst: &str| match route(&snapshot, dst) {
+        Ok(Route::Passthrough { known, .. }) => known,
+        other => panic!("{other:?}"),
+    };
+    assert!(known("10.1.0.1:80"));
+    assert!(!known("10.1.0.2:80"));
+}
+
+/// facts ztunnel 2.4
+#[test]
+fn weighted_waypoints_get_their_shares() {
+    let weighted = |name, weight| wds::WeightedWaypoint {
+        destination: waypoint_named(name),
+        weight,
+    };
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.weighted_waypoints = vec![weighted("a", 3), weighted("b", 1)];
+    let push = waypoint(mesh(), "a", "10.1.0.8", "10.0.0.8");
+    let snapshot = snapshot_of(waypoint(push, "b", "10.1.0.9", "10.0.0.9").service(web));
+    let of_a = (0..4000)
+        .filter(|_| &*hbone(route(&snapshot, "10.1.0.1:80")).workload.name == "a")
+        .count();
+    assert!((2850..3150).contains(&of_a), "{of_a} of 4000 for 3 of 4");
+}
+
+/// One service name in several namespaces, found by hostname: inbound and DNS ask so.
+#[test]
+fn a_hostname_of_several_namespaces_is_found_as_the_client_sees_it() {
+    let at = |namespace: &str, vip: &str| {
+        let mut it = service(namespace, "web", vip);
+        it.hostname = "web.example".into();
+        it
+    };
+    let (mut a, mut b) = (at("a", "10.1.0.1"), at("b", "10.1.0.2"));
+    let find = |services: [&wds::Service; 2], client: Option<&str>| {
+        let push = services.into_iter().cloned().fold(mesh(), Push::service);
+        let found = snapshot_of(push).service_by_hostname("Web.Example", client);
+        found.map(|s| s.name.namespace.to_string())
+    };
+    assert_eq!(find([&a, &b], Some("b")).unwrap(), "b");
+    assert_eq!(find([&a, &b], Some("shop")).unwrap(), "a", "the first");
+    b.canonical = true;
+    assert_eq!(find([&a, &b], Some("shop")).unwrap(), "b");
+    assert_eq!(find([&a, &b], None).unwrap(), "b");
+    b.visibility = wds::service::Visibility::Namespace as i32;
+    assert_eq!(find([&a, &b], Some("shop")).unwrap(), "a");
+    a.visibility = b.visibility;
+    assert_eq!(find([&a, &b], Some("shop")), None);
 }

@@ -41,7 +41,12 @@ pub enum Refusal {
         "gateway {gateway} of network {network} is unknown or has no healthy endpoint: check that \
          it is programmed and has ready pods"
     )]
-    UnknownNetworkGateway { gateway: String, network: Arc<str> },
+    UnknownNetworkGateway {
+        gateway: String,
+        network: Arc<str>,
+        /// Whom it would lead to.
+        workload: Arc<str>,
+    },
     #[error(
         "service {service} leads to network {network}, but names no SPIFFE identity that its \
          workloads there could prove: give it subjectAltNames"

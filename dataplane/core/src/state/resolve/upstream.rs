@@ -67,8 +67,13 @@ impl View<'_> {
     }
 
     /// The workload behind a reference to a waypoint or network gateway. None: unknown, or no
-    /// endpoint (facts ztunnel 2.4, 2.5).
+    /// endpoint that wasn't tried (facts ztunnel 2.4, 2.5).
     pub fn find_gateway(&self, gateway: &Gateway) -> Option<Upstream> {
+        let found = self.find_any_gateway(gateway);
+        found.filter(|upstream| !self.exclude.contains(&upstream.workload.uid))
+    }
+
+    fn find_any_gateway(&self, gateway: &Gateway) -> Option<Upstream> {
         let port = gateway.hbone_port;
         match &gateway.destination {
             Destination::Address { network, ip } => {
