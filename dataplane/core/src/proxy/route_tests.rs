@@ -86,3 +86,19 @@ async fn without_an_answer_in_time_the_connection_is_refused_not_sent_in_clear()
     let label = ["reason=\"not_told\""];
     assert_eq!(world.web.metric("underpass_refusals_total", &label), 1);
 }
+
+#[tokio::test]
+async fn a_connection_waits_for_its_own_pods_record() {
+    let world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let store = &world.web.shared.store;
+    Push::addresses()
+        .removed("c//Pod/shop/web")
+        .accepted_by(store);
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    let exchanged = tokio::spawn(exchange(stream, b"x"));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!exchanged.is_finished());
+    Push::addresses().workload(record("web")).accepted_by(store);
+    assert_eq!(soon(exchanged).await.unwrap().unwrap(), b"x");
+}

@@ -166,3 +166,99 @@ fn the_service_is_the_forwarded_host_else_the_first_with_the_port() {
         Some("a")
     );
 }
+
+#[test]
+fn a_named_port_of_a_hostname_is_what_the_workload_maps_it_to() {
+    let mut service = service("shop", "web", "10.1.0.1");
+    service.ports = vec![port(80, 0), port(81, 0)];
+    let mapped = member(web(), &service, &[port(80, 9000)]);
+    let snapshot = snapshot_of(Push::addresses().service(service).workload(mapped));
+    let name = "web.shop.svc.cluster.local";
+    let found = arrive(&snapshot, &host(name, 80)).unwrap();
+    assert_eq!(found.dst, addr("10.0.0.1:9000"));
+    let refusal = arrive(&snapshot, &host(name, 81)).unwrap_err();
+    assert!(matches!(
+        refusal,
+        InboundRefusal::NoPortForServices { port: 81, .. }
+    ));
+}
+
+#[test]
+fn of_services_with_one_hostname_the_workloads_namespace_decides() {
+    let at = |namespace: &str, target| {
+        let mut it = service(namespace, "web", "10.1.0.1");
+        it.hostname = "web.example".into();
+        it.ports = vec![port(80, target)];
+        it
+    };
+    let mut hidden = at("other", 1111);
+    hidden.visibility = wds::service::Visibility::Namespace as i32;
+    let push = Push::addresses().workload(web()).service(hidden);
+    let snapshot = snapshot_of(push);
+    let refusal = arrive(&snapshot, &host("web.example", 80)).unwrap_err();
+    assert_eq!(refusal, InboundRefusal::NoHostname("web.example".into()));
+
+    let push = Push::addresses().workload(web()).service(at("other", 1111));
+    let snapshot = snapshot_of(push.service(at("shop", 2222)));
+    let found = arrive(&snapshot, &host("web.example", 80)).unwrap();
+    assert_eq!(found.dst, addr("10.0.0.1:2222"));
+    assert_eq!(&*found.service.unwrap().namespace, "shop");
+}
+
+/// Somebody else's waypoint is no reason to take the traffic.
+#[test]
+fn what_another_waypoint_serves_is_refused() {
+    let mut gateway = service("shop", "other", "10.1.0.1");
+    gateway.ports = vec![port(15008, 15008)];
+    let elsewhere = member(pod("shop", "other", "10.0.0.9"), &gateway, &[]);
+    let name = "other.shop.svc.cluster.local";
+    let mut workload = pod("shop", "by-name", "10.0.0.2");
+    workload.waypoint = Some(gateway_named("shop", name));
+    let mut service = service("shop", "by-address", "10.1.0.4");
+    service.waypoint = Some(gateway_at("10.0.0.9", 15008));
+    let plain = pod("shop", "plain", "10.0.0.3");
+    let push = Push::addresses().workload(web()).service(gateway);
+    let push = push.workload(elsewhere).workload(workload);
+    let snapshot = snapshot_of(push.service(service).workload(plain));
+    for foreign in ["10.0.0.2:80", "10.1.0.4:80", "10.0.0.3:80", "10.1.0.1:80"] {
+        let refusal = arrive(&snapshot, &to(foreign)).unwrap_err();
+        assert!(
+            matches!(refusal, InboundRefusal::IpMismatch { .. }),
+            "{foreign}"
+        );
+    }
+}
+
+/// facts ztunnel 3.7
+#[test]
+fn an_app_that_is_called_by_hostname_is_told_an_address_of_the_service() {
+    let tunnelled = || {
+        let mut web = web();
+        web.application_tunnel = Some(wds::ApplicationTunnel {
+            protocol: wds::application_tunnel::Protocol::Proxy as i32,
+            port: 15088,
+        });
+        web
+    };
+    let mut service = service("shop", "web", "10.1.0.1");
+    let mut far = vip_of("10.2.0.1");
+    far.network = "far".into();
+    let header = |addresses: Vec<wds::NetworkAddress>, service: &mut wds::Service| {
+        service.addresses = addresses;
+        let push = Push::addresses().service(service.clone());
+        let snapshot = snapshot_of(push.workload(tunnelled()));
+        arrive(&snapshot, &host("web.shop.svc.cluster.local", 80))
+    };
+    let (v4, v6) = (vip_of("10.1.0.1"), vip_of("2001:db8::1"));
+    let found = header(vec![far.clone(), v6.clone(), v4], &mut service).unwrap();
+    assert_eq!(found.proxy_header, Some(addr("10.1.0.1:80")));
+    assert_eq!(found.connect, addr("127.0.0.1:15088"));
+    assert_eq!(found.dst, addr("10.0.0.1:15088"));
+    let found = header(vec![far.clone(), v6], &mut service).unwrap();
+    assert_eq!(found.proxy_header, Some(addr("[2001:db8::1]:80")));
+    let found = header(vec![far], &mut service).unwrap();
+    assert_eq!(found.proxy_header, Some(addr("10.2.0.1:80")));
+    let refusal = header(vec![], &mut service).unwrap_err();
+    assert!(matches!(refusal, InboundRefusal::NoIpForService { .. }));
+    assert_eq!(refusal.status(), 503);
+}
