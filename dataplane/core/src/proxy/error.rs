@@ -155,7 +155,7 @@ impl Failed {
 /// The policy that an operator must look at, where one decided.
 pub fn deciding_policy(reason: &DenyReason) -> Option<&std::sync::Arc<str>> {
     match reason {
-        DenyReason::Explicit(policy)
+        DenyReason::Explicit { policy, .. }
         | DenyReason::NotArrived(policy)
         | DenyReason::Malformed(policy) => Some(policy),
         DenyReason::NotAllowed | DenyReason::NotThroughWaypoint(_) | DenyReason::NoWaypoint => None,
