@@ -94,6 +94,13 @@ impl PolicySet {
             .map(|entry| &**entry)
     }
 
+    /// This one decided a connection; None: no policy did.
+    pub fn count(&self, policy: Option<&str>) {
+        if let Some(entry) = policy.and_then(|name| self.by_name.get(name)) {
+            entry.hits().decided();
+        }
+    }
+
     /// All of them, good or not.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.by_name.values().map(|entry| &**entry)

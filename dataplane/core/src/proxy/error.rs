@@ -16,7 +16,8 @@ use crate::tls::CertError;
 #[derive(Debug, thiserror::Error)]
 pub enum Early {
     #[error(
-        "the client {0} isn't on this pod's loopback: only redirected connections may come here"
+        "the client {ip} isn't on this pod's loopback: only redirected connections may come here",
+        ip = .0.ip()
     )]
     NotLoopback(SocketAddr),
     #[error("no original destination: {0}")]

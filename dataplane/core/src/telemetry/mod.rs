@@ -20,6 +20,7 @@ mod format;
 mod labels;
 mod metrics;
 mod traffic;
+mod verdicts;
 mod writer;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use bounds::Bounds;
 pub use labels::{Flags, Labels, Reporter, Side};
 pub use metrics::Metrics;
 pub use traffic::Series;
+pub use verdicts::{Happened, KEPT, Verdicts};
 
 use format::{Format, Lines};
 use writer::LineWriter;
@@ -41,6 +43,7 @@ pub trait Flush: Send + Sync {
 /// Counters of the process, and its log settings.
 pub struct Telemetry {
     pub metrics: Metrics,
+    pub verdicts: Verdicts,
     live: Mutex<Vec<std::sync::Weak<dyn Flush>>>,
     filter: reload::Handle<Targets, Registry>,
     access_off: AtomicBool,
@@ -89,6 +92,7 @@ impl Telemetry {
         let subscriber = Registry::default().with(filter).with(lines);
         let telemetry = Arc::new(Self {
             metrics,
+            verdicts: Verdicts::default(),
             live: Mutex::default(),
             filter: handle,
             access_off: AtomicBool::new(log.access_log_off),
