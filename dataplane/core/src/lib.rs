@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod control;
+pub mod dns;
 pub mod hbone;
 pub mod identity;
 pub mod inpod;

@@ -115,6 +115,7 @@ impl Instance {
             store: Store::new(config.clone()),
             certs: self.certs.clone(),
             telemetry,
+            dns_cache: crate::dns::Cache::new(config.dns.cache_entries),
             config,
         });
         if let Some(wanted) = shared.store.demand().take_wanted() {

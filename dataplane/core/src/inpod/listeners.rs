@@ -43,7 +43,7 @@ pub enum ListenError {
     Foreign { port: u16, text: String },
 }
 
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 impl Listeners {
     /// All three or none. Needs a tokio context.
@@ -107,11 +107,6 @@ impl ListeningFds {
 }
 
 fn listen(netns: &Netns, config: &Config, port: u16) -> Result<TcpListener, ListenError> {
-    let of = |source: io::Error| match Errno::from_io_error(&source) {
-        Some(Errno::ADDRINUSE) => ListenError::InUse { port },
-        Some(Errno::PERM | Errno::ACCESS) => ListenError::NotPermitted { port, source },
-        _ => ListenError::Io { port, source },
-    };
     let wildcard4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let wildcard6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let socket = if config.ipv6 {
@@ -123,7 +118,15 @@ fn listen(netns: &Netns, config: &Config, port: u16) -> Result<TcpListener, List
     } else {
         bound(netns, config, wildcard4)?
     };
-    register(port, socket.map_err(of)?)
+    register(port, socket.map_err(|source| error(port, source))?)
+}
+
+pub(super) fn error(port: u16, source: io::Error) -> ListenError {
+    match Errno::from_io_error(&source) {
+        Some(Errno::ADDRINUSE) => ListenError::InUse { port },
+        Some(Errno::PERM | Errno::ACCESS) => ListenError::NotPermitted { port, source },
+        _ => ListenError::Io { port, source },
+    }
 }
 
 /// The outer error: the namespace can't be entered.
@@ -153,7 +156,7 @@ fn bound(
     }))
 }
 
-fn has_no_ipv6(error: &io::Error) -> bool {
+pub(super) fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)

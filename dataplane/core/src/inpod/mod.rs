@@ -2,6 +2,7 @@
 
 mod connect;
 mod descriptors;
+mod dns_sockets;
 mod listeners;
 mod netns;
 mod original_dst;
@@ -14,6 +15,7 @@ mod tests;
 
 pub use connect::is_source_lost;
 pub use descriptors::{Descriptors, Held, NoneFree, Share};
+pub use dns_sockets::DnsSockets;
 pub use listeners::{ListenError, Listeners, ListeningFds};
 pub use netns::{Netns, NotANetns};
 pub use original_dst::original_dst;

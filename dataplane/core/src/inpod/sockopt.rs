@@ -2,9 +2,10 @@
 //! them at all.
 #![allow(unsafe_code)] // one option that no library wraps
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::os::fd::AsRawFd;
+
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 use super::Netns;
 use crate::config::Keepalive;
@@ -40,8 +41,12 @@ pub(crate) fn check_abilities() -> Result<(), MissingAbility> {
 
 /// Non-blocking, close on exec. Belongs to the namespace that the thread is in.
 pub(super) fn tcp(domain: Domain) -> io::Result<Socket> {
-    let kind = Type::STREAM.nonblocking().cloexec();
-    Socket::new(domain, kind, Some(Protocol::TCP))
+    new(domain, Type::STREAM)
+}
+
+/// Like `tcp`, for datagrams too.
+pub(super) fn new(domain: Domain, kind: Type) -> io::Result<Socket> {
+    Socket::new(domain, kind.nonblocking().cloexec(), None)
 }
 
 /// Peers that vanish must not hold a connection for ever (facts ztunnel 1.2). Accepted sockets

@@ -312,3 +312,122 @@ async fn a_connection_made_to_the_listener_has_no_original_destination() {
         }
     }
 }
+
+#[tokio::test]
+async fn dns_listens_on_loopback_alone_and_lets_nobody_join() {
+    let test = TestNetns::new();
+    let ns = test.open();
+    let sockets = DnsSockets::bind(&ns, &config()).expect("free ports");
+    assert_eq!((sockets.udp.len(), sockets.tcp.len()), (2, 2));
+    for socket in &sockets.udp {
+        let local = socket.local_addr().unwrap();
+        assert!(local.ip().is_loopback() && local.port() == 15053, "{local}");
+        let socket = SockRef::from(socket);
+        assert_eq!(socket.mark().unwrap(), 0x539);
+        assert!(!socket.reuse_port().unwrap() && !socket.reuse_address().unwrap());
+        let joined = ns.enter(|| {
+            let other = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
+            other.set_reuse_address(true)?;
+            other.bind(&local.into())
+        });
+        assert_eq!(joined.unwrap().unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+    dial(&ns, "127.0.0.1:15053").expect("somebody listens");
+    dial(&ns, "[::1]:15053").expect("somebody listens");
+    assert!(dial(&ns, "10.99.0.1:15053").is_err());
+    // The second of them gets nothing, and the first one nothing twice.
+    let error = DnsSockets::bind(&ns, &config()).expect_err("the ports are taken");
+    assert!(
+        matches!(error, ListenError::InUse { port: 15053 }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn dns_from_outside_the_pod_does_not_arrive_even_where_the_pod_lets_loopback_in() {
+    let (pod, outside) = (TestNetns::new(), TestNetns::new());
+    let link = format!(
+        "link add eth0 type veth peer name eth0 netns {}",
+        outside.name
+    );
+    pod.ip(&link);
+    for (ns, address) in [(&pod, "10.98.7.1/24"), (&outside, "10.98.7.2/24")] {
+        ns.ip(&format!("addr add {address} dev eth0"));
+        ns.ip("link set eth0 up");
+        for name in ["all", "eth0"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
+            let net = ns.open();
+            net.enter(|| std::fs::write(path, "1")).unwrap().unwrap();
+        }
+    }
+    outside.ip("addr del 127.0.0.1/8 dev lo");
+    outside.ip("route add 127.0.0.1/32 via 10.98.7.1 src 10.98.7.2");
+    let ns = pod.open();
+    let theirs = outside.open();
+    let send = |to: &str| {
+        let sent = theirs.enter(|| std::net::UdpSocket::bind("10.98.7.2:0")?.send_to(b"hi", to));
+        sent.unwrap().unwrap();
+    };
+    let probe = ns
+        .enter(|| std::net::UdpSocket::bind("127.0.0.1:9999"))
+        .unwrap()
+        .unwrap();
+    probe
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let sockets = DnsSockets::bind(&ns, &config()).expect("free ports");
+    send("127.0.0.1:15053");
+    // What was sent later has arrived at a socket without the bond to lo: the way is open.
+    send("127.0.0.1:9999");
+    probe
+        .recv(&mut [0; 8])
+        .expect("the world of this test lets loopback in");
+    let nothing = sockets.udp[0].try_recv(&mut [0; 8]).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn received_dns_sockets_are_what_they_are_said_to_be() {
+    let test = TestNetns::new();
+    let ns = test.open();
+    let sockets = DnsSockets::bind(&ns, &config()).expect("free ports");
+    let mut fds = sockets.duplicate().unwrap().0;
+    assert_eq!(fds.len(), 4);
+    let adopted = DnsSockets::adopt(&mut fds, &config())
+        .unwrap()
+        .expect("all are there");
+    drop(sockets);
+    assert_eq!((adopted.udp.len(), adopted.tcp.len()), (2, 2));
+    let asked = ns
+        .enter(|| std::net::UdpSocket::bind("127.0.0.1:0"))
+        .unwrap()
+        .unwrap();
+    asked.send_to(b"hi", "127.0.0.1:15053").unwrap();
+    adopted.udp[0].recv(&mut [0; 8]).await.unwrap();
+
+    assert!(
+        DnsSockets::adopt(&mut Vec::new(), &config())
+            .unwrap()
+            .is_none()
+    );
+    let wrong = ns
+        .enter(|| std::net::UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    let error = DnsSockets::adopt(&mut vec![(15053, wrong.into())], &config()).unwrap_err();
+    assert!(error.to_string().contains("is bound to"), "{error}");
+}
+
+#[tokio::test]
+async fn without_ipv6_dns_listens_on_ipv4() {
+    let test = TestNetns::new();
+    let ns = test.open();
+    let disable = |name: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        ns.enter(|| std::fs::write(path, "1")).unwrap().unwrap();
+    };
+    disable("all");
+    disable("lo");
+    let sockets = DnsSockets::bind(&ns, &config()).expect("::1 isn't needed");
+    assert_eq!((sockets.udp.len(), sockets.tcp.len()), (1, 1));
+}

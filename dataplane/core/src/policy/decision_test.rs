@@ -91,8 +91,7 @@ fn allowed_by(name: Option<&str>) -> Verdict {
 }
 
 fn denied_by(name: &str) -> Verdict {
-    let policy = name.into();
-    Verdict::Deny(DenyReason::Explicit { policy, rule: 0 })
+    Verdict::Deny(DenyReason::Explicit(name.into()))
 }
 
 #[test]

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use prost::Message;
 
-use super::hits::Hits;
 use crate::state::{Bad, cidr, port};
 use crate::wire::security as pb;
 use crate::wire::security::string_match::MatchType;
@@ -31,8 +30,6 @@ pub struct Policy {
     /// Any one of them.
     pub rules: Box<[Rule]>,
     pub version: Arc<str>,
-    /// Shared by all versions.
-    pub hits: Arc<Hits>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +110,6 @@ impl Policy {
                 Ok(Rule(clauses))
             })?,
             version: published.version.into(),
-            hits: Arc::default(),
         })
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::hits::Hits;
 use super::record::{Policy, Published, Scope};
 use crate::state::Bad;
 
@@ -27,7 +26,6 @@ pub struct Malformed {
     /// that list it.
     pub scope: Option<Scope>,
     pub dry_run: bool,
-    pub hits: Arc<Hits>,
 }
 
 #[derive(Debug, Default)]
@@ -47,13 +45,6 @@ impl Entry {
         match self {
             Self::Good(policy) => &policy.key,
             Self::Malformed(malformed) => &malformed.key,
-        }
-    }
-
-    pub fn hits(&self) -> &Arc<Hits> {
-        match self {
-            Self::Good(policy) => &policy.hits,
-            Self::Malformed(malformed) => &malformed.hits,
         }
     }
 
@@ -94,18 +85,6 @@ impl PolicySet {
             .map(|entry| &**entry)
     }
 
-    /// This one decided a connection; None: no policy did.
-    pub fn count(&self, policy: Option<&str>) {
-        if let Some(entry) = policy.and_then(|name| self.by_name.get(name)) {
-            entry.hits().decided();
-        }
-    }
-
-    /// All of them, good or not.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.by_name.values().map(|entry| &**entry)
-    }
-
     /// By name.
     pub fn good(&self) -> Vec<Arc<Entry>> {
         let entries = self.by_name.values();
@@ -141,11 +120,8 @@ impl PolicyEdit {
     /// is none, what can be read of its scope denies.
     pub fn put(&mut self, published: Published<'_>) -> Result<(), Bad> {
         match Policy::parse(&published) {
-            Ok(mut policy) => {
+            Ok(policy) => {
                 let key = policy.key.clone();
-                if let Some(old) = self.entries.get(&key) {
-                    policy.hits = old.hits().clone();
-                }
                 self.entries.insert(key, Arc::new(Entry::Good(policy)));
                 Ok(())
             }
@@ -211,7 +187,6 @@ impl Malformed {
             namespace: namespace.into(),
             scope: None,
             dry_run: false,
-            hits: Arc::default(),
         }
     }
 }

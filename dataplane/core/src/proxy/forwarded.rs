@@ -93,7 +93,11 @@ mod tests {
         assert_eq!(parse("host=").host, None);
         assert_eq!(parse(&format!("host={}", "a".repeat(254))).host, None);
         assert_eq!(parse("\"").host, None);
-        assert_eq!(parse("host=a\tb").host, None, "a tab shifts the columns of the log");
+        assert_eq!(
+            parse("host=a\tb").host,
+            None,
+            "a tab shifts the columns of the log"
+        );
     }
 
     proptest! {

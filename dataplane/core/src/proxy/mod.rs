@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, LiveLimits};
+use crate::dns::{self, Cache, Resolv, Resolver};
 use crate::hbone::{Dial, Http2, Pool};
-use crate::inpod::{Descriptors, Listeners, Netns, PodInfo};
+use crate::inpod::{Descriptors, DnsSockets, Listeners, Netns, PodInfo};
 use crate::state::Store;
 use crate::telemetry::{Flush, Telemetry};
 use crate::tls::CertStore;
@@ -37,7 +39,6 @@ mod registry;
 mod route;
 mod tasks;
 mod traceparent;
-mod verdict;
 
 #[cfg(test)]
 mod boundary_tests;
@@ -55,10 +56,11 @@ mod settings_tests;
 mod testing;
 
 pub use enforcement::{Demands, Enforcement};
-use pod::Pod;
+pub(crate) use pod::Pod;
 use registry::Registry;
 use route::Budgets;
-use tasks::{Tasks, sized};
+pub(crate) use tasks::Tasks;
+use tasks::sized;
 
 /// What all proxies of the process share.
 pub struct Shared {
@@ -70,6 +72,7 @@ pub struct Shared {
     pub store: Arc<Store>,
     pub certs: Arc<CertStore>,
     pub telemetry: Arc<Telemetry>,
+    pub dns_cache: Cache,
 }
 
 /// One pod's proxy. Bind is not serve: nothing is accepted before `serve`.
@@ -79,14 +82,17 @@ pub struct PodProxy {
     traffic: Arc<Tasks>,
     /// Accept loops and the watch over policies.
     service: Tasks,
+    resolver: Arc<Resolver>,
     stop: watch::Sender<bool>,
+    /// Present while DNS is served.
+    stop_dns: Mutex<Option<watch::Sender<bool>>>,
     drain: watch::Sender<bool>,
     served: AtomicBool,
 }
 
 impl PodProxy {
     pub fn new(shared: Arc<Shared>, pod: PodInfo, netns: Arc<Netns>) -> Arc<Self> {
-        let registry = Arc::new(Registry::of(&pod.uid));
+        let registry = Arc::new(Registry::default());
         let telemetry = shared.telemetry.clone();
         let source: Weak<dyn Flush> = Arc::downgrade(&registry) as _;
         telemetry.before_scrape(source);
@@ -100,21 +106,25 @@ impl PodProxy {
             telemetry.metrics.bounds.clone(),
         );
         let panics = &telemetry.metrics.panics;
+        let (traffic, service) = (Tasks::new(panics.clone()), Tasks::new(panics.clone()));
+        let pod = Arc::new(Pod {
+            shared,
+            info: pod,
+            netns,
+            pool,
+            http2,
+            sockets,
+            registry,
+            demands: arc_swap::ArcSwap::default(),
+            demanded: Notify::new(),
+            budgets: Budgets::default(),
+        });
         let proxy = Arc::new(Self {
-            traffic: Arc::new(Tasks::new(panics.clone())),
-            service: Tasks::new(panics.clone()),
-            pod: Arc::new(Pod {
-                shared,
-                info: pod,
-                netns,
-                pool,
-                http2,
-                sockets,
-                registry,
-                demands: arc_swap::ArcSwap::default(),
-                demanded: Notify::new(),
-                budgets: Budgets::default(),
-            }),
+            traffic: Arc::new(traffic),
+            service,
+            resolver: Resolver::new(pod.clone()),
+            pod,
+            stop_dns: Mutex::default(),
             stop: watch::Sender::new(false),
             drain: watch::Sender::new(false),
             served: AtomicBool::new(false),
@@ -163,6 +173,41 @@ impl PodProxy {
         }
     }
 
+    /// Answers DNS on these from now on, instead of on those before.
+    pub fn serve_dns(&self, sockets: DnsSockets) {
+        let stop = watch::Sender::new(false);
+        for socket in sockets.udp {
+            let (resolver, tasks) = (self.resolver.clone(), self.traffic.clone());
+            let serve = dns::udp(resolver, tasks, socket, stop.subscribe());
+            self.service.spawn(serve);
+        }
+        for listener in sockets.tcp {
+            let (resolver, tasks) = (self.resolver.clone(), self.traffic.clone());
+            let errors = self.pod.shared.telemetry.metrics.accept_errors.clone();
+            let each =
+                move |stream, _| tasks.spawn(sized::<1536, _>(dns::tcp(resolver.clone(), stream)));
+            self.service.spawn(accept::accept_loop(
+                listener,
+                stop.subscribe(),
+                errors,
+                each,
+            ));
+        }
+        *self.stop_dns.lock() = Some(stop);
+    }
+
+    /// Closes our DNS sockets; questions that wait are still answered.
+    pub fn stop_dns(&self) {
+        if let Some(stop) = self.stop_dns.lock().take() {
+            stop.send_replace(true);
+        }
+    }
+
+    /// Of the pod itself, None where it isn't known.
+    pub fn configure_dns(&self, resolv: Option<Resolv>) {
+        self.resolver.configure(resolv);
+    }
+
     fn listen(
         &self,
         listener: TcpListener,
@@ -177,6 +222,7 @@ impl PodProxy {
     /// Stops accepting and closes our listening descriptors; connections stay.
     pub fn stop_accepting(&self) {
         self.stop.send_replace(true);
+        self.stop_dns();
     }
 
     /// GOAWAY on tunnels; returns when all connections ended, cutting what is left at the deadline.

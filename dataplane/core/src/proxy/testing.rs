@@ -204,6 +204,7 @@ impl Side {
         ca.install(&certs, &identity);
         let shared = Arc::new(Shared {
             config: config.clone(),
+            dns_cache: crate::dns::Cache::new(config.dns.cache_entries),
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(Limits::default())),
             descriptors: match settings.descriptors {
                 Some(budget) => Descriptors::new(budget),

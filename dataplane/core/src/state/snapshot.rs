@@ -111,6 +111,22 @@ impl Snapshot {
         best(named, client).cloned()
     }
 
+    /// All of a name, oldest first, whoever may see them.
+    pub fn services_by_hostname(
+        &self,
+        hostname: &str,
+    ) -> impl Iterator<Item = &Arc<ServiceRecord>> {
+        self.by_service_hostname
+            .matching(hostname_tag(hostname))
+            .filter(move |s| s.name.hostname.eq_ignore_ascii_case(hostname))
+    }
+
+    pub fn workloads_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.by_hostname
+            .matching(hostname_tag(hostname))
+            .filter(move |w| w.hostname.eq_ignore_ascii_case(hostname))
+    }
+
     pub fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<Arc<Workload>> {
         self.by_hostname
             .matching(hostname_tag(hostname))

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use super::bounds::Bounds;
+use super::dns::DnsMetrics;
 use super::traffic::Traffic;
 use crate::state::Told;
 
@@ -54,6 +55,7 @@ struct BuildLabels {
 pub struct Metrics {
     registry: Registry,
     pub traffic: Arc<Traffic>,
+    pub dns: DnsMetrics,
     verdicts: Family<VerdictLabels, Counter>,
     dry_run: Family<DryRunLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
@@ -102,6 +104,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             traffic,
+            dns: DnsMetrics::register(&mut registry),
             verdicts: Family::default(),
             dry_run: Family::default(),
             refusals: Family::default(),

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::json;
 
+use crate::config::Config;
 use crate::control::failure::{Code, Failure};
 use crate::control::status;
+use crate::dns::Resolv;
 use crate::identity::Identity;
-use crate::inpod::{Listeners, ListeningFds, Netns, PodInfo};
+use crate::inpod::{DnsSockets, ListenError, Listeners, ListeningFds, Netns, PodInfo};
 use crate::proxy::{Demands, PodProxy, Shared};
 use crate::wire::control as pb;
 use pb::pod_status::State;
@@ -25,11 +27,54 @@ struct Live {
     settings: pb::PodSettings,
     /// While it accepts: for a successor.
     listeners: Option<ListeningFds>,
+    /// While it answers DNS: for a successor.
+    dns: Option<ListeningFds>,
     workload_uid: String,
     /// Retained in the certificate store.
     identity: Option<Identity>,
     /// Retains nothing any more.
     released: bool,
+}
+
+/// Sockets of a pod that don't accept yet, each with a second descriptor, so that a pod that accepts
+/// can also be handed over.
+pub(super) struct Bound {
+    listeners: Listeners,
+    duplicates: ListeningFds,
+    dns: Option<BoundDns>,
+}
+
+struct BoundDns {
+    sockets: DnsSockets,
+    duplicates: ListeningFds,
+}
+
+impl Bound {
+    /// Without DNS for a pod that wants none.
+    pub fn new(
+        info: &PodInfo,
+        listeners: Result<Listeners, ListenError>,
+        dns: Option<Result<DnsSockets, ListenError>>,
+    ) -> Result<Self, Failure> {
+        let listeners = listeners.map_err(|error| Failure::listen(info, &error))?;
+        let duplicates = listeners.duplicate();
+        Ok(Self {
+            duplicates: duplicates.map_err(|error| duplicating(info, &error))?,
+            listeners,
+            dns: dns.map(|dns| BoundDns::new(info, dns)).transpose()?,
+        })
+    }
+}
+
+impl BoundDns {
+    fn new(info: &PodInfo, sockets: Result<DnsSockets, ListenError>) -> Result<Self, Failure> {
+        let sockets = sockets.map_err(|error| Failure::listen(info, &error))?;
+        let duplicates = sockets.duplicate();
+        Ok(Self {
+            duplicates: duplicates.map_err(|error| duplicating(info, &error))?,
+            sockets,
+        })
+    }
 }
 
 impl Entry {
@@ -38,11 +83,13 @@ impl Entry {
         info: PodInfo,
         netns: Netns,
         settings: pb::PodSettings,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
         let netns = Arc::new(netns);
+        let resolv = resolv(&info, &settings)?;
         let proxy = PodProxy::new(shared, info.clone(), netns.clone());
         proxy.demand(Demands::of(&settings));
-        Self {
+        proxy.configure_dns(resolv);
+        Ok(Self {
             proxy,
             info,
             netns,
@@ -50,11 +97,12 @@ impl Entry {
                 state: State::Prepared,
                 settings,
                 listeners: None,
+                dns: None,
                 workload_uid: String::new(),
                 identity: None,
                 released: false,
             }),
-        }
+        })
     }
 
     pub fn is(&self, info: &PodInfo, netns: &Netns) -> bool {
@@ -70,25 +118,53 @@ impl Entry {
         self.live.lock().state == State::Draining
     }
 
-    pub fn update(&self, settings: pb::PodSettings) {
+    /// Takes effect at once; where DNS can't be had, nothing changes.
+    pub fn update(&self, settings: pb::PodSettings, config: &Config) -> Result<(), Failure> {
+        let resolv = resolv(&self.info, &settings)?;
+        let mut live = self.live.lock();
+        let up = live.listeners.is_some();
+        if up && settings.dns && live.dns.is_none() {
+            let bound = BoundDns::new(&self.info, DnsSockets::bind(&self.netns, config))?;
+            live.dns = Some(bound.duplicates);
+            self.proxy.serve_dns(bound.sockets);
+        } else if !settings.dns && live.dns.take().is_some() {
+            self.proxy.stop_dns();
+        }
+        self.proxy.configure_dns(resolv);
         self.proxy.demand(Demands::of(&settings));
-        self.live.lock().settings = settings;
+        live.settings = settings;
+        Ok(())
     }
 
-    /// `duplicates` are kept for a successor.
-    pub fn serve(&self, listeners: Listeners, duplicates: ListeningFds) {
+    pub fn wants_dns(&self) -> bool {
+        self.live.lock().settings.dns
+    }
+
+    pub fn serve(&self, bound: Bound) {
         let mut live = self.live.lock();
-        live.listeners = Some(duplicates);
+        live.listeners = Some(bound.duplicates);
         live.state = State::Up;
-        self.proxy.serve(listeners);
+        self.proxy.serve(bound.listeners);
+        if let Some(dns) = bound.dns {
+            live.dns = Some(dns.duplicates);
+            self.proxy.serve_dns(dns.sockets);
+        }
     }
 
     pub fn duplicate_listeners(&self) -> Result<Option<ListeningFds>, Failure> {
         let live = self.live.lock();
-        let duplicates = live.listeners.as_ref().map(ListeningFds::try_clone);
-        duplicates
-            .transpose()
-            .map_err(|error| duplicating(&self.info, &error))
+        let Some(listeners) = &live.listeners else {
+            return Ok(None);
+        };
+        let cloned = |fds: &ListeningFds| {
+            let cloned = fds.try_clone();
+            cloned.map_err(|error| duplicating(&self.info, &error))
+        };
+        let mut all = cloned(listeners)?;
+        if let Some(dns) = &live.dns {
+            all.0.extend(cloned(dns)?.0);
+        }
+        Ok(Some(all))
     }
 
     /// Closes all our descriptors of the listeners; connections stay.
@@ -96,6 +172,7 @@ impl Entry {
         self.proxy.stop_accepting();
         let mut live = self.live.lock();
         live.listeners = None;
+        live.dns = None;
         live.state = State::Draining;
     }
 
@@ -189,7 +266,13 @@ impl Entry {
     }
 }
 
-pub(super) fn duplicating(info: &PodInfo, error: &std::io::Error) -> Failure {
+fn resolv(info: &PodInfo, settings: &pb::PodSettings) -> Result<Option<Resolv>, Failure> {
+    let parsed = settings.resolv_conf.as_ref().map(Resolv::parse);
+    let named = |error| Failure::invalid(info.uid.clone(), format!("{info}: {error}"));
+    parsed.transpose().map_err(named)
+}
+
+fn duplicating(info: &PodInfo, error: &std::io::Error) -> Failure {
     let text = format!("{info}: second descriptors of the listeners: {error}");
     Failure::new(Code::Internal, info.uid.clone(), text)
 }

@@ -14,13 +14,13 @@ use tokio::sync::watch;
 
 use super::agent::AgentSlot;
 use super::failure::{Code, Failure};
-use crate::inpod::{ListenError, Listeners, ListeningFds, Netns, PodInfo};
+use crate::inpod::{DnsSockets, Listeners, ListeningFds, Netns, PodInfo};
 use crate::proxy::Shared;
 use crate::wire::control as pb;
 
 mod entry;
 
-use entry::Entry;
+use entry::{Bound, Entry};
 
 pub(super) struct Pods {
     shared: Arc<Shared>,
@@ -76,10 +76,9 @@ impl Pods {
         let held = self.known.lock().active.get(&info.uid).cloned();
         if let Some(held) = held {
             if held.is(&info, &netns) && !held.handed_over() {
-                held.update(settings);
+                held.update(settings, &self.shared.config)?;
                 if !prepare_only && !held.listening() {
-                    let (listeners, duplicates) = self.bind(&held.info, &held.netns)?;
-                    held.serve(listeners, duplicates);
+                    held.serve(self.bind(&held.info, &held.netns, held.wants_dns())?);
                 }
                 return Ok(());
             }
@@ -89,9 +88,9 @@ impl Pods {
                 self.cut(&held).await;
             }
         }
-        let listeners = match prepare_only {
+        let bound = match prepare_only {
             true => None,
-            false => Some(self.bind(&info, &netns)?),
+            false => Some(self.bind(&info, &netns, settings.dns)?),
         };
         tracing::info!(
             uid = info.uid,
@@ -101,9 +100,10 @@ impl Pods {
             prepare_only,
             "pod added"
         );
-        let entry = Arc::new(Entry::new(self.shared.clone(), info, netns, settings));
-        if let Some((listeners, duplicates)) = listeners {
-            entry.serve(listeners, duplicates);
+        let entry = Entry::new(self.shared.clone(), info, netns, settings)?;
+        let entry = Arc::new(entry);
+        if let Some(bound) = bound {
+            entry.serve(bound);
         }
         let uid = entry.info.uid.clone();
         self.known.lock().active.insert(uid, entry.clone());
@@ -113,10 +113,7 @@ impl Pods {
 
     pub fn update(&self, uid: &str, settings: pb::PodSettings) -> Result<(), Failure> {
         match self.known.lock().active.get(uid) {
-            Some(entry) => {
-                entry.update(settings);
-                Ok(())
-            }
+            Some(entry) => entry.update(settings, &self.shared.config),
             None => Err(Failure::new(Code::NotFound, uid, "no such pod")),
         }
     }
@@ -210,17 +207,14 @@ impl Pods {
         let active: Vec<_> = self.known.lock().active.values().cloned().collect();
         let mut ready = Vec::new();
         for entry in active.iter().filter(|entry| !entry.listening()) {
-            let listeners = match adopted.remove(&entry.info.uid) {
-                Some(fds) => {
-                    let adopted = Listeners::adopt(fds, &self.shared.config);
-                    with_duplicates(&entry.info, adopted)?
-                }
-                None => self.bind(&entry.info, &entry.netns)?,
+            let bound = match adopted.remove(&entry.info.uid) {
+                Some(fds) => self.adopt(entry, fds)?,
+                None => self.bind(&entry.info, &entry.netns, entry.wants_dns())?,
             };
-            ready.push((entry, listeners));
+            ready.push((entry, bound));
         }
-        for (entry, (listeners, duplicates)) in ready {
-            entry.serve(listeners, duplicates);
+        for (entry, bound) in ready {
+            entry.serve(bound);
         }
         for uid in adopted.keys() {
             tracing::warn!(uid, "the predecessor serves a pod that nobody told us of");
@@ -269,7 +263,18 @@ impl Pods {
         }
     }
 
-    fn bind(&self, info: &PodInfo, netns: &Netns) -> Result<Bound, Failure> {
+    /// DNS sockets that the other side didn't have are made.
+    fn adopt(&self, entry: &Entry, mut fds: Vec<(u16, OwnedFd)>) -> Result<Bound, Failure> {
+        let config = &self.shared.config;
+        let dns = match DnsSockets::adopt(&mut fds, config).transpose() {
+            _ if !entry.wants_dns() => None,
+            Some(adopted) => Some(adopted),
+            None => Some(DnsSockets::bind(&entry.netns, config)),
+        };
+        Bound::new(&entry.info, Listeners::adopt(fds, config), dns)
+    }
+
+    fn bind(&self, info: &PodInfo, netns: &Netns, dns: bool) -> Result<Bound, Failure> {
         let twin = {
             let known = self.known.lock();
             let mut active = known.active.values();
@@ -281,7 +286,9 @@ impl Pods {
             let text = format!("{info}: {twin} has the same network namespace");
             return Err(Failure::new(Code::InUse, info.uid.clone(), text));
         }
-        with_duplicates(info, Listeners::bind(netns, &self.shared.config))
+        let config = &self.shared.config;
+        let dns = dns.then(|| DnsSockets::bind(netns, config));
+        Bound::new(info, Listeners::bind(netns, config), dns)
     }
 
     /// The entry is unknown and without connections or tasks afterwards.
@@ -327,19 +334,6 @@ impl Pods {
         let of = known.leaving.iter().filter(|entry| entry.info.uid == uid);
         of.cloned().collect()
     }
-}
-
-/// Both or neither, so that a pod that accepts can also be handed over.
-type Bound = (Listeners, ListeningFds);
-
-fn with_duplicates(
-    info: &PodInfo,
-    listeners: Result<Listeners, ListenError>,
-) -> Result<Bound, Failure> {
-    let listeners = listeners.map_err(|error| Failure::listen(info, &error))?;
-    let duplicates = listeners.duplicate();
-    let duplicates = duplicates.map_err(|error| entry::duplicating(info, &error))?;
-    Ok((listeners, duplicates))
 }
 
 fn parse(pod: pb::Pod) -> Result<PodInfo, Failure> {

@@ -21,6 +21,7 @@ use super::socket::ControlSocket;
 use crate::inpod::testing::{TestNetns, dial};
 use crate::wire::control as pb;
 
+mod dns;
 mod framing;
 mod handover;
 mod pods;
