@@ -12,6 +12,7 @@ use super::instance::Instance;
 use super::session::{Job, Session};
 use super::{handover, status, streams};
 use crate::identity::Identity;
+use crate::telemetry::KEPT;
 use crate::wire::control as pb;
 
 type Result = std::result::Result<Body, Failure>;
@@ -40,9 +41,12 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::HandOver(_) => handover::give(session, &answer).await.and(DONE),
         Ask::HandOverDone(_) => handover::given(session).await.and(DONE),
         Ask::TakeListeners(take) => handover::take(instance, &take.socket).await.and(DONE),
-        Ask::SetTrust(_) | Ask::Explain(_) | Ask::ListVerdicts(_) | Ask::ListPolicyHits(_) => Err(
-            Failure::invalid("", "this data plane doesn't know the request"),
-        ),
+        Ask::ListVerdicts(list) => list_verdicts(instance, &list),
+        Ask::ListPolicyHits(_) => list_policy_hits(instance),
+        Ask::SetTrust(_) | Ask::Explain(_) => Err(Failure::invalid(
+            "",
+            "this data plane doesn't know the request",
+        )),
         Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
     };
     answer.last(result).await;
@@ -96,6 +100,32 @@ fn list_pods(instance: &Instance) -> Result {
     Ok(Body::Pods(pb::PodsReply {
         pods: pods.unwrap_or_default(),
     }))
+}
+
+fn list_verdicts(instance: &Instance, list: &pb::ListVerdicts) -> Result {
+    let verdicts = &instance.configured()?.shared.telemetry.verdicts;
+    let limit = match list.limit as usize {
+        0 => KEPT,
+        limit => limit,
+    };
+    let (verdicts, lost) = verdicts.list(&list.pod_uid, limit);
+    Ok(Body::Verdicts(pb::VerdictsReply { verdicts, lost }))
+}
+
+fn list_policy_hits(instance: &Instance) -> Result {
+    let snapshot = instance.configured()?.shared.store.snapshot();
+    let hits = snapshot.policies().entries().map(|entry| {
+        let (decided, dry_run, last_ms) = entry.hits().counts();
+        pb::PolicyHits {
+            name: entry.key().to_string(),
+            decided,
+            dry_run,
+            last_ms,
+        }
+    });
+    let mut policies: Vec<_> = hits.collect();
+    policies.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Body::PolicyHits(pb::PolicyHitsReply { policies }))
 }
 
 async fn apply(instance: &Instance, apply: pb::Apply) -> Result {

@@ -25,8 +25,9 @@ pub fn decide(snapshot: &Snapshot, destination: &Workload, subject: &Subject) ->
         })
     };
     let matching = |action| {
-        let matching = good(action, false).filter(|p| p.matches(subject));
-        matching.map(|p| &p.key).min()
+        let all = good(action, false);
+        let matching = all.filter_map(|p| Some((&p.key, p.matching_rule(subject)?)));
+        matching.min_by_key(|(key, _)| *key)
     };
     let malformed = || {
         let malformed = applicable().filter_map(|entry| match entry {
@@ -42,15 +43,16 @@ pub fn decide(snapshot: &Snapshot, destination: &Workload, subject: &Subject) ->
             .min()
     };
 
-    let verdict = if let Some(by) = matching(Action::Deny) {
-        Verdict::Deny(DenyReason::Explicit(by.clone()))
+    let verdict = if let Some((policy, rule)) = matching(Action::Deny) {
+        let policy = policy.clone();
+        Verdict::Deny(DenyReason::Explicit { policy, rule })
     } else if let Some(by) = malformed() {
         Verdict::Deny(DenyReason::Malformed(by.clone()))
     } else if let Some(by) = missing() {
         Verdict::Deny(DenyReason::NotArrived(by.clone()))
     } else if good(Action::Allow, false).next().is_none() {
         Verdict::Allow { by: None }
-    } else if let Some(by) = matching(Action::Allow) {
+    } else if let Some((by, _)) = matching(Action::Allow) {
         Verdict::Allow {
             by: Some(by.clone()),
         }

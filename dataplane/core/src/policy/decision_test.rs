@@ -91,7 +91,8 @@ fn allowed_by(name: Option<&str>) -> Verdict {
 }
 
 fn denied_by(name: &str) -> Verdict {
-    Verdict::Deny(DenyReason::Explicit(name.into()))
+    let policy = name.into();
+    Verdict::Deny(DenyReason::Explicit { policy, rule: 0 })
 }
 
 #[test]

@@ -1,20 +1,52 @@
-//! Does a policy match a connection? Facts ztunnel 5.3 in code; nothing here allocates.
+//! Does a policy match a connection, and if not, what doesn't hold? Facts ztunnel 5.3 in code;
+//! nothing here allocates.
 
 use super::Subject;
 use super::record::{Account, Clause, Match, Policy, Rule, Text};
 use crate::identity::Identity;
 
+/// What of a connection a field tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// None at all: such a match never holds.
+    Nothing,
+    Namespaces,
+    Principals,
+    ServiceAccounts,
+    SourceIps,
+    DestinationIps,
+    DestinationPorts,
+}
+
+/// The first field of a match that doesn't hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    pub field: Field,
+    /// Its `not_` sibling.
+    pub negated: bool,
+}
+
 impl Policy {
     /// A policy without rules never matches.
     pub fn matches(&self, subject: &Subject) -> bool {
-        self.rules.iter().any(|rule| rule.matches(subject))
+        self.matching_rule(subject).is_some()
+    }
+
+    /// The first that matches.
+    pub fn matching_rule(&self, subject: &Subject) -> Option<usize> {
+        self.rules.iter().position(|rule| rule.matches(subject))
     }
 }
 
 impl Rule {
     /// A rule without clauses matches everything.
     pub fn matches(&self, subject: &Subject) -> bool {
-        self.0.iter().all(|clause| clause.matches(subject))
+        self.failing_clause(subject).is_none()
+    }
+
+    /// The first that doesn't match.
+    pub fn failing_clause(&self, subject: &Subject) -> Option<usize> {
+        self.0.iter().position(|clause| !clause.matches(subject))
     }
 }
 
@@ -27,6 +59,10 @@ impl Clause {
 
 impl Match {
     pub fn matches(&self, subject: &Subject) -> bool {
+        self.mismatch(subject).is_none()
+    }
+
+    pub fn mismatch(&self, subject: &Subject) -> Option<Mismatch> {
         let identity = subject.identity.as_ref();
         let namespace = identity.map_or("", Identity::namespace);
         let in_namespace = |text: &Text| text.matches(&[namespace]);
@@ -47,22 +83,32 @@ impl Match {
             subject.dst.ip().to_canonical(),
         );
         let port = subject.dst.port();
-        !self.is_empty()
-            && holds(&self.namespaces, &self.not_namespaces, in_namespace)
-            && holds(&self.principals, &self.not_principals, is_principal)
-            && holds(
-                &self.service_accounts,
-                &self.not_service_accounts,
-                is_account,
-            )
-            && holds(&self.source_ips, &self.not_source_ips, |net| {
-                net.contains(&source)
+        if self.is_empty() {
+            let negated = false;
+            let field = Field::Nothing;
+            return Some(Mismatch { field, negated });
+        }
+        let (any, not) = (&self.namespaces, &self.not_namespaces);
+        broken(Field::Namespaces, any, not, in_namespace)
+            .or_else(|| {
+                let (any, not) = (&self.principals, &self.not_principals);
+                broken(Field::Principals, any, not, is_principal)
             })
-            && holds(&self.destination_ips, &self.not_destination_ips, |net| {
-                net.contains(&dst)
+            .or_else(|| {
+                let (any, not) = (&self.service_accounts, &self.not_service_accounts);
+                broken(Field::ServiceAccounts, any, not, is_account)
             })
-            && holds(&self.destination_ports, &self.not_destination_ports, |p| {
-                *p == port
+            .or_else(|| {
+                let (any, not) = (&self.source_ips, &self.not_source_ips);
+                broken(Field::SourceIps, any, not, |net| net.contains(&source))
+            })
+            .or_else(|| {
+                let (any, not) = (&self.destination_ips, &self.not_destination_ips);
+                broken(Field::DestinationIps, any, not, |net| net.contains(&dst))
+            })
+            .or_else(|| {
+                let (any, not) = (&self.destination_ports, &self.not_destination_ports);
+                broken(Field::DestinationPorts, any, not, |p| *p == port)
             })
     }
 }
@@ -83,7 +129,13 @@ impl Text {
     }
 }
 
-/// One of `any` unless there are none, and none of `not`.
-fn holds<T>(any: &[T], not: &[T], is: impl Fn(&T) -> bool) -> bool {
-    (any.is_empty() || any.iter().any(&is)) && !not.iter().any(&is)
+/// Holds: one of `any` unless there are none, and none of `not`.
+fn broken<T>(field: Field, any: &[T], not: &[T], is: impl Fn(&T) -> bool) -> Option<Mismatch> {
+    if !any.is_empty() && !any.iter().any(&is) {
+        let negated = false;
+        return Some(Mismatch { field, negated });
+    }
+    let negated = true;
+    let excluded = not.iter().any(&is);
+    excluded.then_some(Mismatch { field, negated })
 }

@@ -1,12 +1,16 @@
 //! L4 authorization (facts ztunnel 5): who may talk to whom, decided at the destination.
 
 mod decision;
+mod examine;
+mod hits;
 mod matcher;
 mod record;
 mod set;
 
 #[cfg(test)]
 mod decision_test;
+#[cfg(test)]
+mod examine_test;
 #[cfg(test)]
 mod matcher_test;
 
@@ -16,6 +20,9 @@ use std::sync::Arc;
 use crate::identity::Identity;
 
 pub use decision::decide;
+pub use examine::{Examined, Finding, examine};
+pub use hits::{Hits, now_ms};
+pub use matcher::{Field, Mismatch};
 pub use record::{Account, Action, Clause, Match, Policy, Published, Rule, Scope, Text};
 pub use set::{Entry, Malformed, PolicyEdit, PolicySet};
 
@@ -42,8 +49,12 @@ pub enum Verdict {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DenyReason {
-    #[error("policy rejection: explicitly denied by: {0}")]
-    Explicit(Arc<str>),
+    #[error("policy rejection: explicitly denied by: {policy}")]
+    Explicit {
+        policy: Arc<str>,
+        /// Index of its first rule that matches.
+        rule: usize,
+    },
     #[error("policy rejection: allow policies exist, but none allowed")]
     NotAllowed,
     #[error("policy rejection: policy {0} is listed by the workload but hasn't arrived yet")]

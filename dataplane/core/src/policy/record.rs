@@ -7,6 +7,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use prost::Message;
 
+use super::hits::Hits;
 use crate::state::{Bad, cidr, port};
 use crate::wire::security as pb;
 use crate::wire::security::string_match::MatchType;
@@ -30,6 +31,8 @@ pub struct Policy {
     /// Any one of them.
     pub rules: Box<[Rule]>,
     pub version: Arc<str>,
+    /// Shared by all versions.
+    pub hits: Arc<Hits>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,7 @@ impl Policy {
                 Ok(Rule(clauses))
             })?,
             version: published.version.into(),
+            hits: Arc::default(),
         })
     }
 }

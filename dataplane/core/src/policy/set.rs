@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
+use super::hits::Hits;
 use super::record::{Policy, Published, Scope};
 use crate::state::Bad;
 
@@ -26,6 +27,7 @@ pub struct Malformed {
     /// that list it.
     pub scope: Option<Scope>,
     pub dry_run: bool,
+    pub hits: Arc<Hits>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +47,13 @@ impl Entry {
         match self {
             Self::Good(policy) => &policy.key,
             Self::Malformed(malformed) => &malformed.key,
+        }
+    }
+
+    pub fn hits(&self) -> &Arc<Hits> {
+        match self {
+            Self::Good(policy) => &policy.hits,
+            Self::Malformed(malformed) => &malformed.hits,
         }
     }
 
@@ -85,6 +94,18 @@ impl PolicySet {
             .map(|entry| &**entry)
     }
 
+    /// This one decided a connection; None: no policy did.
+    pub fn count(&self, policy: Option<&str>) {
+        if let Some(entry) = policy.and_then(|name| self.by_name.get(name)) {
+            entry.hits().decided();
+        }
+    }
+
+    /// All of them, good or not.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.by_name.values().map(|entry| &**entry)
+    }
+
     /// By name.
     pub fn good(&self) -> Vec<Arc<Entry>> {
         let entries = self.by_name.values();
@@ -120,8 +141,11 @@ impl PolicyEdit {
     /// is none, what can be read of its scope denies.
     pub fn put(&mut self, published: Published<'_>) -> Result<(), Bad> {
         match Policy::parse(&published) {
-            Ok(policy) => {
+            Ok(mut policy) => {
                 let key = policy.key.clone();
+                if let Some(old) = self.entries.get(&key) {
+                    policy.hits = old.hits().clone();
+                }
                 self.entries.insert(key, Arc::new(Entry::Good(policy)));
                 Ok(())
             }
@@ -187,6 +211,7 @@ impl Malformed {
             namespace: namespace.into(),
             scope: None,
             dry_run: false,
+            hits: Arc::default(),
         }
     }
 }

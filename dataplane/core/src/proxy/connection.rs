@@ -12,6 +12,7 @@ use super::copy::Counters;
 use super::error::{Failed, deciding_policy};
 use super::registry::Registry;
 use super::traceparent::Trace;
+use super::verdict;
 use crate::policy::{DenyReason, Subject};
 use crate::state::Workload;
 use crate::telemetry::access::{self, Access, Bytes};
@@ -229,6 +230,12 @@ impl Open {
             Err(Failed::Denied(reason) | Failed::LateDenied(reason)) => deciding_policy(reason),
             _ => self.policy.as_ref(),
         };
+        if let Err(error) = &result
+            && let Some(happened) = verdict::failed(connection, error)
+        {
+            let (pod, src) = (&self.registry.pod_uid, connection.facts.src);
+            self.telemetry.verdicts.put(pod, src, happened);
+        }
         let error = result.as_ref().err().map(ToString::to_string);
         connection.access(policy.map(AsRef::as_ref), |access| {
             access::complete(

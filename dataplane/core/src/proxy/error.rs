@@ -16,7 +16,8 @@ use crate::tls::CertError;
 #[derive(Debug, thiserror::Error)]
 pub enum Early {
     #[error(
-        "the client {0} isn't on this pod's loopback: only redirected connections may come here"
+        "the client {ip} isn't on this pod's loopback: only redirected connections may come here",
+        ip = .0.ip()
     )]
     NotLoopback(SocketAddr),
     #[error("no original destination: {0}")]
@@ -155,7 +156,7 @@ impl Failed {
 /// The policy that an operator must look at, where one decided.
 pub fn deciding_policy(reason: &DenyReason) -> Option<&std::sync::Arc<str>> {
     match reason {
-        DenyReason::Explicit(policy)
+        DenyReason::Explicit { policy, .. }
         | DenyReason::NotArrived(policy)
         | DenyReason::Malformed(policy) => Some(policy),
         DenyReason::NotAllowed | DenyReason::NotThroughWaypoint(_) | DenyReason::NoWaypoint => None,

@@ -39,6 +39,7 @@ mod registry;
 mod route;
 mod tasks;
 mod traceparent;
+mod verdict;
 
 #[cfg(test)]
 mod boundary_tests;
@@ -92,7 +93,7 @@ pub struct PodProxy {
 
 impl PodProxy {
     pub fn new(shared: Arc<Shared>, pod: PodInfo, netns: Arc<Netns>) -> Arc<Self> {
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(Registry::of(&pod.uid));
         let telemetry = shared.telemetry.clone();
         let source: Weak<dyn Flush> = Arc::downgrade(&registry) as _;
         telemetry.before_scrape(source);

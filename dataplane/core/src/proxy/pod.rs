@@ -15,6 +15,7 @@ use super::enforcement::{Demands, Enforcement};
 use super::error::{Early, Failed};
 use super::registry::{Permit, Registry};
 use super::route::Budgets;
+use super::verdict;
 use crate::config::{Limits, OriginalSource};
 use crate::hbone::{Http2, Pool};
 use crate::inpod::{Held, Netns, PodInfo, Share, is_source_lost};
@@ -108,8 +109,12 @@ impl Pod {
         dst: Option<SocketAddr>,
         error: &Early,
     ) {
-        let direction = direction.as_str();
         let telemetry = &self.shared.telemetry;
+        let happened = verdict::refused(self, direction, src, dst, error);
+        telemetry
+            .verdicts
+            .put(&self.registry.pod_uid, src, happened);
+        let direction = direction.as_str();
         telemetry.metrics.refusal(direction, error.reason());
         access::failed(direction, src, dst, &error.to_string());
     }
@@ -126,6 +131,9 @@ impl Pod {
         let metrics = &self.shared.telemetry.metrics;
         for (policy, outcome) in &decision.dry_run {
             metrics.dry_run(policy, outcome);
+            if let Some(policy) = snapshot.policies().get(policy) {
+                policy.hits().would_decide();
+            }
             let identity = subject.identity.as_ref().map(ToString::to_string);
             access::dry_run(policy, outcome, src, subject.dst, identity.as_deref());
         }
@@ -152,11 +160,13 @@ impl Pod {
         match verdict {
             Verdict::Allow { by } => {
                 metrics.verdict(by.as_deref(), true);
+                snapshot.policies().count(by.as_deref());
                 Ok(by)
             }
             Verdict::Deny(reason) => {
                 let policy = super::error::deciding_policy(&reason);
                 metrics.verdict(policy.map(AsRef::as_ref), false);
+                snapshot.policies().count(policy.map(AsRef::as_ref));
                 if reason.is_waypoint() {
                     metrics.waypoint_required(true);
                 }

@@ -86,6 +86,7 @@ fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Co
         if connection.deny(reason) {
             let metrics = &pod.shared.telemetry.metrics;
             metrics.verdict(policy.as_deref(), false);
+            snapshot.policies().count(policy.as_deref());
             if demanded {
                 metrics.waypoint_required(true);
             }

@@ -17,6 +17,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Default)]
 pub struct Registry {
+    pub pod_uid: Arc<str>,
     shards: [Mutex<AHashMap<u64, Arc<Connection>>>; SHARDS],
     inbound: AtomicU32,
     outbound: AtomicU32,
@@ -31,6 +32,13 @@ pub struct Registry {
 pub struct Permit(Arc<AtomicU32>);
 
 impl Registry {
+    pub fn of(pod_uid: &str) -> Self {
+        Self {
+            pod_uid: pod_uid.into(),
+            ..Self::default()
+        }
+    }
+
     /// A connection or a stream. Err holds the limit.
     pub fn admit(&self, limit: u32) -> Result<Permit, u32> {
         Permit::take(&self.admitted, limit)

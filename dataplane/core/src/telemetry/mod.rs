@@ -21,6 +21,7 @@ mod format;
 mod labels;
 mod metrics;
 mod traffic;
+mod verdicts;
 mod writer;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use dns::{DnsLabels, DnsMetrics, DnsSeries};
 pub use labels::{Flags, Labels, Reporter, Side};
 pub use metrics::Metrics;
 pub use traffic::Series;
+pub use verdicts::{Happened, KEPT, Verdicts};
 
 use format::{Format, Lines};
 use writer::LineWriter;
@@ -43,6 +45,7 @@ pub trait Flush: Send + Sync {
 /// Counters of the process, and its log settings.
 pub struct Telemetry {
     pub metrics: Metrics,
+    pub verdicts: Verdicts,
     live: Mutex<Vec<std::sync::Weak<dyn Flush>>>,
     filter: reload::Handle<Targets, Registry>,
     access_off: AtomicBool,
@@ -91,6 +94,7 @@ impl Telemetry {
         let subscriber = Registry::default().with(filter).with(lines);
         let telemetry = Arc::new(Self {
             metrics,
+            verdicts: Verdicts::default(),
             live: Mutex::default(),
             filter: handle,
             access_off: AtomicBool::new(log.access_log_off),
