@@ -1,11 +1,12 @@
-//! Certificates of a CA's answer and of peers, as PEM and as DER: refused with a reason or taken,
-//! never a crash, and no identity that doesn't print as it was read.
+//! Certificates of a CA's answer and of peers, roots and CRLs, as PEM and as DER: refused with a
+//! reason or taken, never a crash, and no identity that doesn't print as it was read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
 use underpass_core::identity::Identity;
-use underpass_core::tls::{CertStore, peer_expiry, peer_identity};
+use underpass_core::tls::{CertStore, Trust, peer_identity};
+use underpass_core::wire::control::SetTrust;
 
 fuzz_target!(|data: &[u8]| {
     let identity = Identity::new("cluster.local", "ns", "sa");
@@ -16,8 +17,24 @@ fuzz_target!(|data: &[u8]| {
         // Nobody knows the key that was just made, so nothing may be taken.
         assert!(store.install(&identity, chain, chain).is_err());
     }
+    for crl in [
+        data.to_vec(),
+        pem(data).replace("CERTIFICATE", "X509 CRL").into(),
+    ] {
+        let additional_roots = chain.clone();
+        let trust = SetTrust {
+            crl: crl.into(),
+            additional_roots,
+            ..Default::default()
+        };
+        // Either part may be unreadable; nobody is to crash.
+        let _ = Trust::parse(&trust);
+        let _ = Trust::parse(&SetTrust {
+            additional_roots: vec![],
+            ..trust
+        });
+    }
     let leaf = [CertificateDer::from(data)];
-    peer_expiry(Some(&leaf));
     if let Some(peer) = peer_identity(Some(&leaf)) {
         assert_eq!(peer.to_string().parse().ok(), Some(peer));
     }

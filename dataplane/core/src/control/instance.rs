@@ -108,6 +108,7 @@ impl Instance {
         let config = Arc::new(config);
         let log = raw.log.clone().unwrap_or_default();
         let telemetry = Telemetry::new(&log, self.install_log);
+        self.certs.trust.count_with(telemetry.metrics.crl.clone());
         tracing::info!(node = config.node, instance = self.id, "configured");
         let shared = Arc::new(Shared {
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(config.limits.clone())),

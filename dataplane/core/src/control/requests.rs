@@ -7,12 +7,13 @@ use pb::reply::Body;
 use pb::request::Body as Ask;
 
 use super::answer::Answer;
-use super::failure::Failure;
+use super::failure::{Code, Failure};
 use super::instance::Instance;
 use super::session::{Job, Session};
 use super::{handover, status, streams};
 use crate::identity::Identity;
 use crate::telemetry::KEPT;
+use crate::tls::Trust;
 use crate::wire::control as pb;
 
 type Result = std::result::Result<Body, Failure>;
@@ -43,7 +44,8 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::TakeListeners(take) => handover::take(instance, &take.socket).await.and(DONE),
         Ask::ListVerdicts(list) => list_verdicts(instance, &list),
         Ask::ListPolicyHits(_) => list_policy_hits(instance),
-        Ask::SetTrust(_) | Ask::Explain(_) => Err(Failure::invalid(
+        Ask::SetTrust(trust) => set_trust(instance, trust).await,
+        Ask::Explain(_) => Err(Failure::invalid(
             "",
             "this data plane doesn't know the request",
         )),
@@ -159,6 +161,21 @@ fn install_certificate(instance: &Instance, ask: &pb::InstallCertificate) -> Res
 
 fn fail_certificate(instance: &Instance, ask: &pb::FailCertificate) -> Result {
     instance.certs.fail(&identity(&ask.identity)?, &ask.text);
+    DONE
+}
+
+/// Policies first: a tunnel that is let in under an alias finds them knowing it.
+async fn set_trust(instance: &Instance, ask: pb::SetTrust) -> Result {
+    let node = instance.configured()?;
+    // A CRL may hold a million numbers: too much for a worker.
+    let parsed = tokio::task::spawn_blocking(move || Trust::parse(&ask)).await;
+    let parsed = parsed.map_err(|error| Failure::new(Code::Internal, "", error.to_string()))?;
+    let trust = parsed.map_err(|error| Failure::invalid(error.field, error.to_string()))?;
+    let (revoked, aliases) = (trust.crls.len(), trust.aliases.clone());
+    let (roots, compliance) = (trust.additional_roots.len(), trust.compliance);
+    node.shared.store.set_aliases(&aliases);
+    let cut = instance.certs.set_trust(trust).await;
+    tracing::info!(revoked, ?aliases, roots, ?compliance, cut, "trust changed");
     DONE
 }
 

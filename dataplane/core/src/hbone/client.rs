@@ -29,12 +29,13 @@ use super::{Connect, Dial, Error, Key, Stream, until};
 use crate::config::Limits;
 use crate::identity::Identity;
 use crate::inpod::Share;
-use crate::tls::{describe, peer_expiry, peer_identity};
+use crate::tls::{Admission, Proof, Tracked};
 
 /// A tunnel that may carry streams. Its connection closes when the last holder is gone.
 pub struct Tunnel {
     pub key: Key,
     pub peer: Identity,
+    proof: Arc<Proof>,
     /// The first of both ends' certificates: no new stream after it.
     expires: SystemTime,
     send: SendRequest<Bytes>,
@@ -56,6 +57,7 @@ pub struct Tunnel {
 #[derive(Clone)]
 pub struct Tls {
     pub config: Arc<ClientConfig>,
+    pub admission: Admission,
     /// Of the certificate in it.
     pub expires: SystemTime,
 }
@@ -193,7 +195,8 @@ impl Slot {
         if parts.status != StatusCode::OK {
             return Err(Failure::Final(Error::Status(parts.status.as_u16())));
         }
-        Ok((Stream::new(send, recv, Some(self)), parts.headers))
+        let stream = Stream::new(send, recv, Some(self), tunnel.proof.clone());
+        Ok((stream, parts.headers))
     }
 }
 
@@ -277,7 +280,7 @@ pub async fn run(dialling: Dialling) {
             opened = opened => opened,
         }
     };
-    let (tunnel, connection, keepalive) = match opened {
+    let (tunnel, connection, keepalive, tracked) = match opened {
         Ok(parts) => parts,
         Err(error) => return opening.tell(Err(error)),
     };
@@ -288,7 +291,15 @@ pub async fn run(dialling: Dialling) {
     let weak = Arc::downgrade(&tunnel);
     if pool.admit(tunnel) {
         drop(pool);
-        drive(&dialling, &mut opening, &weak, connection, keepalive).await;
+        drive(
+            &dialling,
+            &mut opening,
+            &weak,
+            connection,
+            keepalive,
+            &tracked,
+        )
+        .await;
     }
 }
 
@@ -310,7 +321,7 @@ impl Drop for Live {
     }
 }
 
-async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), Error> {
+async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive, Tracked), Error> {
     let (dst, limits) = (dialling.key.dst, &dialling.limits);
     still_valid(dst, dialling.tls.expires)?;
     let limit = limits.connect_timeout;
@@ -327,10 +338,9 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         let mut tls = TlsConnector::from(dialling.tls.config.clone())
             .connect(name, Socket::new(tcp, heard.clone()))
             .await
-            .map_err(|err| Error::Tls(dst, describe(&err)))?;
-        let peer = peer_identity(tls.get_ref().1.peer_certificates())
-            .ok_or_else(|| Error::Tls(dst, "the peer has no SPIFFE identity".to_owned()))?;
-        let expires = peer_expiry(tls.get_ref().1.peer_certificates());
+            .map_err(|err| Error::tls(dst, &err))?;
+        let peer = dialling.tls.admission.admit(tls.get_ref().1, dst);
+        let peer = peer.map_err(|distrust| Error::Untrusted(dst, distrust))?;
         tls.get_mut()
             .1
             .set_buffer_limit(Some(dialling.http2.tls_buffer()));
@@ -339,14 +349,13 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
             .handshake::<_, Bytes>(tls)
             .await
             .map_err(|err| broken(dst, &err, false))?;
-        Ok((peer, expires, send, connection))
+        Ok((peer, send, connection))
     };
-    let (peer, expires, send, mut connection) = match tokio::time::timeout(limit, handshakes).await
-    {
+    let (peer, send, mut connection) = match tokio::time::timeout(limit, handshakes).await {
         Ok(result) => result?,
         Err(_) => return Err(Error::Timeout(dst, "TLS handshake", limit)),
     };
-    let expires = expires.min(dialling.tls.expires);
+    let expires = peer.expires.min(dialling.tls.expires);
     still_valid(dst, expires)?;
     let pings = connection
         .ping_pong()
@@ -356,7 +365,8 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
     let keepalive = keepalive.at_once(limit);
     let tunnel = Tunnel {
         key: dialling.key.clone(),
-        peer,
+        peer: peer.identity,
+        proof: peer.tracked.proof().clone(),
         expires,
         send,
         pool: dialling.pool.clone(),
@@ -368,7 +378,7 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive), E
         ended: Mutex::new(None),
         killed: Arc::default(),
     };
-    Ok((Arc::new(tunnel), connection, keepalive))
+    Ok((Arc::new(tunnel), connection, keepalive, peer.tracked))
 }
 
 /// Nobody could use a tunnel of an expired certificate, and whoever waits would dial again and again.
@@ -379,14 +389,15 @@ fn still_valid(dst: SocketAddr, expires: SystemTime) -> Result<(), Error> {
     }
 }
 
-/// Until the connection ends by itself, the peer is dead, the pool is cut, or nobody used the
-/// tunnel for long.
+/// Until the connection ends by itself, the peer is dead or trusted no longer, the pool is cut, or
+/// nobody used the tunnel for long.
 async fn drive(
     dialling: &Dialling,
     opening: &mut Opening,
     tunnel: &Weak<Tunnel>,
     mut connection: Driver,
     mut keepalive: Keepalive,
+    tracked: &Tracked,
 ) {
     let dst = dialling.key.dst;
     let look = next_look(dialling, tunnel);
@@ -411,6 +422,7 @@ async fn drive(
             },
             _ = cut.wait_for(|cut| *cut) => break Error::Draining,
             () = killed.notified() => break Error::Moved(dst),
+            distrust = tracked.cut() => break Error::Untrusted(dst, distrust),
             () = &mut idle => {
                 // Without holders the connection ends by itself, with GOAWAY.
                 let next = next_look(dialling, tunnel);

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::identity::Identity;
 use crate::inpod::NoneFree;
+use crate::tls::{Distrust, describe, is_revoked};
 
 mod client;
 mod gather;
@@ -45,6 +46,10 @@ pub enum Error {
     ConnectTimeout(SocketAddr, Duration),
     #[error("{0}: TLS: {1}")]
     Tls(SocketAddr, String),
+    #[error("{0}: TLS: {1}")]
+    Revoked(SocketAddr, String),
+    #[error("{0}: TLS: {1}")]
+    Untrusted(SocketAddr, Distrust),
     #[error("{0}: HTTP/2: {1}")]
     Http2(SocketAddr, String),
     #[error("{0}: {1} not answered after {2:?}")]
@@ -57,6 +62,24 @@ pub enum Error {
     NoSocket(SocketAddr, NoneFree),
     #[error("the pool is draining")]
     Draining,
+}
+
+impl Error {
+    /// Of a handshake with this peer.
+    fn tls(addr: SocketAddr, err: &std::io::Error) -> Self {
+        match is_revoked(err) {
+            true => Self::Revoked(addr, describe(err)),
+            false => Self::Tls(addr, describe(err)),
+        }
+    }
+
+    /// The CRL decided.
+    pub fn is_revocation(&self) -> bool {
+        matches!(
+            self,
+            Self::Revoked(..) | Self::Untrusted(_, Distrust::Revoked(_))
+        )
+    }
 }
 
 /// Which tunnel may be shared (facts ztunnel 15.3).

@@ -109,6 +109,7 @@ impl Pool {
             config: credentials
                 .client(&key.expected)
                 .map_err(|err| Error::Tls(key.dst, err.to_string()))?,
+            admission: credentials.admit_servers(&key.expected),
             expires: credentials.not_after,
         };
         let limit = self.inner.limits().connect_answer_timeout;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::SystemTime;
 
@@ -22,7 +23,7 @@ use super::socket::Socket;
 use super::{Error, Stream, until};
 use crate::config::{Limits, canonical_addr};
 use crate::identity::Identity;
-use crate::tls::{Credentials, describe, peer_expiry, peer_identity};
+use crate::tls::{Credentials, Peer, Proof, describe};
 
 /// An inbound CONNECT (or something else that must be refused with a status).
 pub struct Request {
@@ -36,7 +37,7 @@ pub struct Request {
 pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
-    from: SocketAddr,
+    proof: Arc<Proof>,
 }
 
 /// One inbound tunnel after its handshakes.
@@ -44,7 +45,7 @@ pub struct Tunnel {
     connection: Connection<TlsStream<Socket>, Bytes>,
     gather: Gather,
     keepalive: Keepalive,
-    peer: Identity,
+    peer: Peer,
     from: SocketAddr,
     expires: SystemTime,
     /// Looks for that moment; None once it came.
@@ -60,8 +61,8 @@ impl Responder {
         let send = self
             .respond
             .send_response(response, false)
-            .map_err(|err| Error::Http2(self.from, err.to_string()))?;
-        Ok(Stream::new(send, self.recv, None))
+            .map_err(|err| Error::Http2(self.proof.addr, err.to_string()))?;
+        Ok(Stream::new(send, self.recv, None, self.proof))
     }
 
     /// Status only, end of stream (facts ztunnel 3.3).
@@ -103,7 +104,7 @@ impl Tunnel {
 
     /// First URI SAN that is a SPIFFE id (facts ztunnel 3.1).
     pub fn peer(&self) -> &Identity {
-        &self.peer
+        &self.peer.identity
     }
 
     /// The first of both ends' certificates: no request after it proves anything. The peer is told
@@ -131,7 +132,10 @@ impl Tunnel {
         tokio::select! {
             biased;
             request = accepted => Some(match request {
-                Some(Ok((request, respond))) => Some(Ok(received(request, respond, from))),
+                Some(Ok((request, respond))) => {
+                    let proof = self.peer.tracked.proof().clone();
+                    Some(Ok(received(request, respond, proof)))
+                }
                 Some(Err(err)) => {
                     self.over = true;
                     Some(Err(Error::Http2(from, text(&err))))
@@ -142,15 +146,12 @@ impl Tunnel {
                 }
             }),
             silence = silence(&mut self.keepalive) => {
-                self.over = true;
-                self.connection.abrupt_shutdown(Reason::NO_ERROR);
-                // One attempt to write: who doesn't answer may not read either.
-                poll_fn(|cx| {
-                    let _ = self.connection.poll_closed(cx);
-                    Poll::Ready(())
-                })
-                .await;
+                self.shut().await;
                 Some(Some(Err(Error::Timeout(from, "PING", silence))))
+            }
+            distrust = self.peer.tracked.cut() => {
+                self.shut().await;
+                Some(Some(Err(Error::Untrusted(from, distrust))))
             }
             () = elapsed(&mut self.expiry) => {
                 match self.expires <= SystemTime::now() {
@@ -169,6 +170,18 @@ impl Tunnel {
         }
     }
 
+    /// GOAWAY, and the end of all streams.
+    async fn shut(&mut self) {
+        self.over = true;
+        self.connection.abrupt_shutdown(Reason::NO_ERROR);
+        // One attempt to write: the peer may not read.
+        poll_fn(|cx| {
+            let _ = self.connection.poll_closed(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// GOAWAY; streams that are open may end. Keep calling `next` until None.
     pub fn drain(&mut self) {
         self.connection.graceful_shutdown();
@@ -178,7 +191,7 @@ impl Tunnel {
 /// A peer that proved who it is.
 struct Secured {
     tls: TlsStream<Socket>,
-    peer: Identity,
+    peer: Peer,
     expires: SystemTime,
 }
 
@@ -192,10 +205,10 @@ async fn secure(
     let mut tls = TlsAcceptor::from(credentials.server.clone())
         .accept(Socket::new(tcp, heard))
         .await
-        .map_err(|err| Error::Tls(from, describe(&err)))?;
-    let peer = peer_identity(tls.get_ref().1.peer_certificates())
-        .ok_or_else(|| Error::Tls(from, "the peer has no SPIFFE identity".to_owned()))?;
-    let expires = peer_expiry(tls.get_ref().1.peer_certificates()).min(credentials.not_after);
+        .map_err(|err| Error::tls(from, &err))?;
+    let peer = credentials.admit_clients().admit(tls.get_ref().1, from);
+    let peer = peer.map_err(|distrust| Error::Untrusted(from, distrust))?;
+    let expires = peer.expires.min(credentials.not_after);
     tls.get_mut().1.set_buffer_limit(Some(http2.tls_buffer()));
     Ok(Secured { tls, peer, expires })
 }
@@ -230,7 +243,7 @@ async fn greet(
 fn received(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
-    from: SocketAddr,
+    proof: Arc<Proof>,
 ) -> (Request, Responder) {
     let (parts, recv) = request.into_parts();
     let request = Request {
@@ -241,7 +254,7 @@ fn received(
     let responder = Responder {
         respond,
         recv,
-        from,
+        proof,
     };
     (request, responder)
 }

@@ -10,7 +10,9 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Error;
 use super::client::Slot;
+use crate::tls::Proof;
 
 /// Most that one `poll_write` copies.
 const COPY: usize = 256 << 10;
@@ -34,31 +36,44 @@ pub struct ReadHalf {
     /// Credit to return before the next chunk.
     owed: usize,
     ended: bool,
-    _slot: Option<Arc<Slot>>,
+    hold: Arc<Hold>,
 }
 
 /// Data that was accepted for sending is bounded by the peer's window and our send buffer.
 pub struct WriteHalf {
     send: SendStream<Bytes>,
     ended: bool,
-    _slot: Option<Arc<Slot>>,
+    hold: Arc<Hold>,
+}
+
+/// What both halves keep as long as one of them lives.
+struct Hold {
+    _slot: Option<Slot>,
+    /// Of the tunnel's peer.
+    proof: Arc<Proof>,
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>) -> Self {
-        let slot = slot.map(Arc::new);
+    /// `proof` is that of the tunnel's peer.
+    pub(super) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        slot: Option<Slot>,
+        proof: Arc<Proof>,
+    ) -> Self {
+        let hold = Arc::new(Hold { _slot: slot, proof });
         Self {
             read: ReadHalf {
                 recv,
                 chunk: Bytes::new(),
                 owed: 0,
                 ended: false,
-                _slot: slot.clone(),
+                hold: hold.clone(),
             },
             write: WriteHalf {
                 send,
                 ended: false,
-                _slot: slot,
+                hold,
             },
         }
     }
@@ -113,7 +128,7 @@ impl ReadHalf {
                     return Poll::Ready(Some(Ok(data)));
                 }
                 Some(Err(err)) if is_quiet_reset(&err) => None,
-                Some(Err(err)) => Some(Err(to_io(err))),
+                Some(Err(err)) => Some(Err(to_io(err, &self.hold.proof))),
                 None => None,
             };
             self.ended = true;
@@ -162,7 +177,7 @@ impl WriteHalf {
             }
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(err)) => return Poll::Ready(Err(to_io(err))),
+                Some(Err(err)) => return Poll::Ready(Err(to_io(err, &self.hold.proof))),
                 None => return Poll::Ready(Err(self.closed())),
             }
         }
@@ -177,7 +192,7 @@ impl WriteHalf {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match self.send.poll_reset(&mut cx) {
             Poll::Ready(Ok(reason)) => broken_pipe(format!("the peer reset the stream: {reason}")),
-            Poll::Ready(Err(err)) => to_io(err),
+            Poll::Ready(Err(err)) => to_io(err, &self.hold.proof),
             Poll::Pending => broken_pipe("the stream is closed".to_owned()),
         }
     }
@@ -266,8 +281,11 @@ fn is_quiet_reset(err: &h2::Error) -> bool {
     err.is_reset() && matches!(err.reason(), Some(Reason::NO_ERROR | Reason::CANCEL))
 }
 
-/// facts ztunnel 3.9
-fn to_io(err: h2::Error) -> io::Error {
+/// facts ztunnel 3.9; a tunnel that was cut says why.
+fn to_io(err: h2::Error, proof: &Proof) -> io::Error {
+    if let Some(distrust) = proof.distrust() {
+        return io::Error::other(Error::Untrusted(proof.addr, distrust.clone()));
+    }
     match err.reason() {
         Some(Reason::STREAM_CLOSED) => broken_pipe(err.to_string()),
         Some(Reason::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, err),

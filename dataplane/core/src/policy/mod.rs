@@ -1,5 +1,6 @@
 //! L4 authorization (facts ztunnel 5): who may talk to whom, decided at the destination.
 
+mod alias;
 mod decision;
 mod examine;
 mod hits;

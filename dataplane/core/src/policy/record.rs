@@ -19,7 +19,7 @@ pub struct Published<'a> {
     pub value: Bytes,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     /// Resource name, `namespace/name`.
     pub key: Arc<str>,
@@ -49,15 +49,15 @@ pub enum Action {
 }
 
 /// All of its clauses.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Rule(pub Box<[Clause]>);
 
 /// Any one of its matches.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Clause(pub Box<[Match]>);
 
 /// All of its fields; in one field any one value, in a `not_` field none (facts ztunnel 5.3).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Match {
     pub namespaces: Box<[Text]>,
     pub not_namespaces: Box<[Text]>,
@@ -71,6 +71,9 @@ pub struct Match {
     pub not_destination_ports: Box<[u16]>,
     pub service_accounts: Box<[Account]>,
     pub not_service_accounts: Box<[Account]>,
+    /// How many of the last principals, and of the last not-principals, stand for others before them
+    /// in aliases of their trust domain.
+    pub aliased: (usize, usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +174,7 @@ impl Match {
             not_destination_ports: ports("not_destination_ports", &raw.not_destination_ports)?,
             service_accounts: accounts(&raw.service_accounts),
             not_service_accounts: accounts(&raw.not_service_accounts),
+            aliased: (0, 0),
         })
     }
 }

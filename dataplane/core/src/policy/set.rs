@@ -35,10 +35,13 @@ pub struct PolicySet {
     by_name: Map<Arc<Entry>>,
     global: Box<[Arc<Entry>]>,
     by_namespace: Map<Vec<Arc<Entry>>>,
+    /// Trust domains that are one to policies: this mesh's and its aliases. Empty without aliases.
+    domains: Arc<[Arc<str>]>,
 }
 
 /// Changes of one push.
 pub struct PolicyEdit {
+    domains: Arc<[Arc<str>]>,
     entries: BTreeMap<Arc<str>, Arc<Entry>>,
 }
 
@@ -117,6 +120,22 @@ impl PolicySet {
         good
     }
 
+    pub fn domains(&self) -> &[Arc<str>] {
+        &self.domains
+    }
+
+    /// The same policies where these trust domains are one.
+    pub fn for_domains(&self, domains: Arc<[Arc<str>]>) -> Self {
+        let mut edit = PolicyEdit::new(self);
+        for entry in edit.entries.values_mut() {
+            if let Entry::Good(policy) = &**entry {
+                *entry = Arc::new(Entry::Good(policy.for_domains(&domains)));
+            }
+        }
+        edit.domains = domains;
+        edit.finish()
+    }
+
     pub fn versions(&self) -> impl Iterator<Item = (String, String)> {
         self.by_name.values().filter_map(|entry| match &**entry {
             Entry::Good(policy) => Some((policy.key.to_string(), policy.version.to_string())),
@@ -129,6 +148,7 @@ impl PolicyEdit {
     pub fn new(set: &PolicySet) -> Self {
         let entries = set.by_name.iter();
         Self {
+            domains: set.domains.clone(),
             entries: entries.map(|(k, e)| (k.clone(), e.clone())).collect(),
         }
     }
@@ -141,7 +161,8 @@ impl PolicyEdit {
     /// is none, what can be read of its scope denies.
     pub fn put(&mut self, published: Published<'_>) -> Result<(), Bad> {
         match Policy::parse(&published) {
-            Ok(mut policy) => {
+            Ok(policy) => {
+                let mut policy = policy.for_domains(&self.domains);
                 let key = policy.key.clone();
                 if let Some(old) = self.entries.get(&key) {
                     policy.hits = old.hits().clone();
@@ -162,7 +183,10 @@ impl PolicyEdit {
     }
 
     pub fn finish(self) -> PolicySet {
-        let mut set = PolicySet::default();
+        let mut set = PolicySet {
+            domains: self.domains,
+            ..PolicySet::default()
+        };
         let mut global = Vec::new();
         for (key, entry) in self.entries {
             let (scope, namespace) = entry.scope();

@@ -136,9 +136,14 @@ impl Failed {
         match self {
             Self::Denied(_) | Self::LateDenied(_) => Flags::Deny,
             Self::Certificate(_) => Flags::IdentityError,
+            Self::Tunnel(error) if error.is_revocation() => Flags::CertRevoked,
+            Self::Copy(error) if cut(error).is_some_and(hbone::Error::is_revocation) => {
+                Flags::CertRevoked
+            }
+            Self::Copy(error) if cut(error).is_some() => Flags::TlsFailure,
             Self::Tunnel(error) => match error {
                 hbone::Error::ConnectTimeout(..) => Flags::NetworkPolicy,
-                hbone::Error::Tls(..) => Flags::TlsFailure,
+                hbone::Error::Tls(..) | hbone::Error::Untrusted(..) => Flags::TlsFailure,
                 hbone::Error::Timeout(_, what, _) if what.contains("TLS") => Flags::TlsFailure,
                 hbone::Error::Http2(..) => Flags::H2HandshakeFailure,
                 _ => Flags::Connect,
@@ -151,6 +156,11 @@ impl Failed {
             Self::Drained => Flags::None,
         }
     }
+}
+
+/// Why a stream ended with its tunnel, where we cut that.
+fn cut(error: &io::Error) -> Option<&hbone::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// The policy that an operator must look at, where one decided.

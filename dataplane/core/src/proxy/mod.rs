@@ -55,6 +55,8 @@ mod route_tests;
 mod settings_tests;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod trust_tests;
 
 pub use enforcement::{Demands, Enforcement};
 pub(crate) use pod::Pod;

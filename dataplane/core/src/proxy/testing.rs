@@ -199,6 +199,7 @@ impl Side {
             .workload(record("db"));
         push.accepted_by(&store);
         let (certs, _events) = CertStore::new();
+        certs.trust.count_with(telemetry.metrics.crl.clone());
         let account = format!("{name}-sa");
         let identity = Identity::new("cluster.local", "shop", account.as_str());
         ca.install(&certs, &identity);

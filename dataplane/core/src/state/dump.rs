@@ -419,8 +419,8 @@ impl<'a> MatchView<'a> {
         Self {
             namespaces: texts(&m.namespaces),
             not_namespaces: texts(&m.not_namespaces),
-            principals: texts(&m.principals),
-            not_principals: texts(&m.not_principals),
+            principals: texts(m.published().0),
+            not_principals: texts(m.published().1),
             service_accounts: accounts(&m.service_accounts),
             not_service_accounts: accounts(&m.not_service_accounts),
             source_ips: nets(&m.source_ips),

@@ -89,6 +89,27 @@ impl Store {
         &self.demand
     }
 
+    /// Trust domains that policies take for this mesh's own. What is the same already is no change.
+    pub fn set_aliases(&self, aliases: &[Arc<str>]) {
+        let _writer = self.writer.lock();
+        let current = self.current.load();
+        let own = std::iter::once(&*self.config.trust_domain);
+        let domains: Vec<Arc<str>> = match aliases.is_empty() {
+            true => Vec::new(),
+            false => own
+                .chain(aliases.iter().map(|a| &**a))
+                .map(Into::into)
+                .collect(),
+        };
+        if current.policies.domains() == domains {
+            return;
+        }
+        let mut next = Snapshot::clone(&current);
+        next.policies = Arc::new(next.policies.for_domains(domains.into()));
+        self.current.store(Arc::new(next));
+        self.changed.send_modify(|generation| *generation += 1);
+    }
+
     /// Changes after every applied response that altered a workload, service or policy.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -16,6 +16,7 @@ use super::bounds::Bounds;
 use super::dns::DnsMetrics;
 use super::traffic::Traffic;
 use crate::state::Told;
+use crate::tls::{CrlCounters, RoleCounters};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabels {
@@ -46,6 +47,11 @@ struct DirectionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReporterLabels {
+    reporter: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     component: &'static str,
     tag: &'static str,
@@ -68,6 +74,7 @@ pub struct Metrics {
     pub panics: Counter,
     pub accept_errors: Counter,
     pub bounds: Bounds,
+    pub crl: CrlCounters,
     pub proxies_active: Gauge,
     pub proxies_started: Counter,
     pub proxies_stopped: Counter,
@@ -101,6 +108,18 @@ impl Metrics {
         }));
         let connections: Family<DirectionLabels, Gauge> = Family::default();
         let live = |direction| connections.get_or_create_owned(&DirectionLabels { direction });
+        let crl = CrlCounters {
+            rejections: by_reporter(
+                &mut registry,
+                "istio_crl_policy_rejections",
+                "Tunnels refused or cut because a certificate is revoked (unstable)",
+            ),
+            untracked: by_reporter(
+                &mut registry,
+                "istio_crl_untracked_connections",
+                "Tunnels whose chain is too long to be checked against later CRLs (unstable)",
+            ),
+        };
         let mut metrics = Self {
             registry: Registry::default(),
             traffic,
@@ -117,6 +136,7 @@ impl Metrics {
             panics: Counter::default(),
             accept_errors: Counter::default(),
             bounds: Bounds::default(),
+            crl,
             proxies_active: Gauge::default(),
             proxies_started: Counter::default(),
             proxies_stopped: Counter::default(),
@@ -251,6 +271,18 @@ impl Metrics {
             .get_or_create(&RefusalLabels { direction, reason })
             .inc();
     }
+}
+
+/// Both reporters are there from the start, so that a rate can be taken of the first count.
+fn by_reporter(registry: &mut Registry, name: &str, help: &str) -> RoleCounters {
+    let family: Family<ReporterLabels, Counter> = Family::default();
+    let of = |reporter| family.get_or_create_owned(&ReporterLabels { reporter });
+    let counters = RoleCounters {
+        inbound: of("destination"),
+        outbound: of("source"),
+    };
+    registry.register(name, help, family);
+    counters
 }
 
 impl Default for Metrics {

@@ -4,24 +4,23 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::RootCertStore;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
-use super::provider::provider;
-use super::verify::{ClientsOfTrustDomain, ExpectedServer, describe, spiffe_ids};
+use super::base::TrustBase;
+use super::judge::{Role, path};
+use super::trust::anchor;
+use super::verify::{describe, spiffe_ids};
 use crate::identity::Identity;
 
 /// Certificates as they came, and what is read from the leaf.
 pub struct Chain {
     pub certificates: Vec<CertificateDer<'static>>,
     pub roots: Vec<CertificateDer<'static>>,
-    pub anchors: Arc<RootCertStore>,
+    pub anchors: Vec<TrustAnchor<'static>>,
     pub leaf: Leaf,
 }
 
@@ -37,53 +36,48 @@ impl Chain {
     pub fn parse(chain_pem: &[String], roots_pem: &[String]) -> Result<Self, String> {
         let certificates = parse_pem("chain", chain_pem)?;
         let roots = parse_pem("roots", roots_pem)?;
-        let mut anchors = RootCertStore::empty();
-        for root in &roots {
-            anchors
-                .add(root.clone())
-                .map_err(|err| format!("roots: not usable as a CA: {err}"))?;
-        }
+        let anchors: Result<_, _> = roots.iter().map(anchor).collect();
+        let anchors = anchors.map_err(|err| format!("roots: {err}"))?;
         let leaf = Leaf::parse(&certificates[0])?;
         Ok(Self {
             certificates,
             roots,
-            anchors: Arc::new(anchors),
+            anchors,
             leaf,
         })
     }
 
-    /// All checks against our own key, identity and the clock.
+    /// All checks against our own key, identity, the clock and what is revoked.
     pub fn check(
         &self,
         identity: &Identity,
         key: &Arc<dyn SigningKey>,
+        base: &Arc<TrustBase>,
         now: SystemTime,
     ) -> Result<(), String> {
         CertifiedKey::new(self.certificates.clone(), key.clone())
             .keys_match()
             .map_err(|_| "the leaf isn't for the key of the newest CSR".to_owned())?;
         self.leaf.check(identity, now)?;
-        self.check_chain(identity, now)
+        self.check_chain(base, now)
     }
 
     /// As peers will do it, in both roles.
-    fn check_chain(&self, identity: &Identity, now: SystemTime) -> Result<(), String> {
+    fn check_chain(&self, base: &Arc<TrustBase>, now: SystemTime) -> Result<(), String> {
         let (leaf, rest) = (&self.certificates[0], &self.certificates[1..]);
         let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
-        let failed = |role: &str, err: rustls::Error| {
-            let text = describe(&std::io::Error::other(err));
-            format!("the chain doesn't lead to the given roots (as {role}): {text}")
-        };
-        let anchors = self.anchors.clone();
-        let expected: Arc<[Identity]> = Arc::new([identity.clone()]);
-        // The verifier ignores the name; any will do.
-        let name = ServerName::from(std::net::Ipv4Addr::LOCALHOST);
-        ExpectedServer::new(anchors.clone(), expected, provider())
-            .verify_server_cert(leaf, rest, &name, &[], now)
-            .map_err(|err| failed("server", err))?;
-        ClientsOfTrustDomain::new(anchors, identity.trust_domain(), provider())?
-            .verify_client_cert(leaf, rest, now)
-            .map_err(|err| failed("client", err))?;
+        for (role, name) in [(Role::Server, "server"), (Role::Client, "client")] {
+            let path = path(leaf, rest, &self.anchors, now, role).map_err(|err| {
+                let text = describe(&std::io::Error::other(err));
+                format!("the chain doesn't lead to the given roots (as {name}): {text}")
+            })?;
+            if let Some(link) = base.trust().crls.revoked(&path) {
+                return Err(format!(
+                    "the CRL revokes serial {} in the chain",
+                    link.serial()
+                ));
+            }
+        }
         Ok(())
     }
 }

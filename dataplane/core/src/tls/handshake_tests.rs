@@ -4,35 +4,38 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::aws_lc_rs::kx_group;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::judge::Judge;
 use super::provider::{VERSIONS, with_groups};
 use super::testing::{Bend, Ca};
-use super::{Credentials, describe, peer_identity};
+use super::verify::{Rule, Verifier, peer_identity};
+use super::{Credentials, describe};
 use crate::identity::Identity;
 
 const LONG: Duration = Duration::from_secs(20);
 
-type Ends = (
+pub(super) type Ends = (
     Result<client::TlsStream<TcpStream>, String>,
     Result<server::TlsStream<TcpStream>, String>,
 );
 
-fn id(account: &str) -> Identity {
+pub(super) fn id(account: &str) -> Identity {
     Identity::new("cluster.local", "shop", account)
 }
 
-fn expect(ids: &[Identity]) -> Arc<[Identity]> {
+pub(super) fn expect(ids: &[Identity]) -> Arc<[Identity]> {
     ids.into()
 }
 
 /// Handshakes, and a byte from the server to the client: with TLS 1.3 a client learns only from
 /// what it reads whether it was let in.
-async fn meet(config: Arc<ClientConfig>, server: &Credentials) -> Ends {
+pub(super) async fn meet(config: Arc<ClientConfig>, server: &Credentials) -> Ends {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let near = async {
@@ -58,7 +61,7 @@ async fn meet(config: Arc<ClientConfig>, server: &Credentials) -> Ends {
     tokio::time::timeout(LONG, both).await.expect("in time")
 }
 
-async fn refused_by_server(client: &Credentials, server: &Credentials) -> String {
+pub(super) async fn refused_by_server(client: &Credentials, server: &Credentials) -> String {
     let config = client
         .client(&expect(std::slice::from_ref(&server.identity)))
         .unwrap();
@@ -67,7 +70,7 @@ async fn refused_by_server(client: &Credentials, server: &Credentials) -> String
     far.expect_err("refused")
 }
 
-async fn refused_by_client(
+pub(super) async fn refused_by_client(
     client: &Credentials,
     expected: &[Identity],
     server: &Credentials,
@@ -118,14 +121,7 @@ async fn peers_without_the_hybrid_get_a_classic_key_exchange() {
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
         classic.client_auth_cert_resolver = ours.client_auth_cert_resolver.clone();
-        let verifier = super::verify::ExpectedServer::new(
-            Arc::new(anchors(&ca)),
-            expect(&[id("db")]),
-            super::provider::provider(),
-        );
-        classic
-            .dangerous()
-            .set_certificate_verifier(Arc::new(verifier));
+        classic.dangerous().set_certificate_verifier(knows_db(&ca));
         let (near, far) = meet(Arc::new(classic), &db).await;
         let far = far.unwrap();
         near.unwrap();
@@ -134,13 +130,17 @@ async fn peers_without_the_hybrid_get_a_classic_key_exchange() {
     }
 }
 
-fn anchors(ca: &Ca) -> RootCertStore {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
-    let mut roots = RootCertStore::empty();
+/// What `web` checks when it expects `db`.
+fn knows_db(ca: &Ca) -> Arc<Verifier> {
     let root = CertificateDer::from_pem_slice(ca.root_pem().as_bytes()).unwrap();
-    roots.add(root).unwrap();
-    roots
+    let judge = Judge::new(Arc::default(), vec![super::trust::anchor(&root).unwrap()]);
+    Arc::new(Verifier {
+        judge: Arc::new(judge),
+        rule: Rule::Servers {
+            own: id("web"),
+            expected: expect(&[id("db")]),
+        },
+    })
 }
 
 #[tokio::test]
@@ -256,14 +256,9 @@ async fn client_without_a_certificate_is_refused() {
         .unwrap()
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
-    let verifier = super::verify::ExpectedServer::new(
-        Arc::new(anchors(&ca)),
-        expect(&[id("db")]),
-        super::provider::provider(),
-    );
     anonymous
         .dangerous()
-        .set_certificate_verifier(Arc::new(verifier));
+        .set_certificate_verifier(knows_db(&ca));
     let (near, far) = meet(Arc::new(anonymous), &db).await;
     let text = near.expect_err("told");
     assert!(text.contains("CertificateRequired"), "{text}");

@@ -5,23 +5,36 @@ use std::time::{Duration, SystemTime};
 
 use crate::identity::Identity;
 
+mod base;
 mod check;
 mod credentials;
+mod crl;
 mod dump;
+mod judge;
+mod path;
 mod provider;
 mod store;
 #[cfg(test)]
 pub mod testing;
+mod trust;
 mod verify;
 
+#[cfg(test)]
+mod crl_tests;
 #[cfg(test)]
 mod handshake_tests;
 #[cfg(test)]
 mod store_tests;
+#[cfg(test)]
+mod trust_tests;
 
-pub use credentials::Credentials;
+pub use base::{CrlCounters, Proof, RoleCounters, Tracked, TrustBase};
+pub use credentials::{Admission, Credentials, Peer};
 pub use store::CertStore;
-pub use verify::{describe, peer_expiry, peer_identity};
+pub use trust::{BadTrust, Distrust, Trust};
+#[cfg(feature = "fuzzing")]
+pub use verify::peer_identity;
+pub use verify::{describe, is_revoked};
 
 /// For `CertificateStatus` and the dump.
 #[derive(Clone, Debug)]

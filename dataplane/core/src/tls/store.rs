@@ -9,20 +9,29 @@ use parking_lot::RwLock;
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::SigningKey;
 use tokio::sync::{Notify, mpsc};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::base::TrustBase;
 use super::check::Chain;
 use super::credentials::Credentials;
+use super::trust::{Compliance, Trust};
 use super::{CertError, CertEvent, CertStatus, dump};
 use crate::identity::Identity;
+
+/// A cut tunnel is gone as soon as its task runs.
+const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Certificates by identity. An entry lives while a local workload has the identity, somebody
 /// waits for it, or the agent put something into it.
 pub struct CertStore {
+    /// How peers are judged, and the tunnels that were let in.
+    pub trust: Arc<TrustBase>,
     entries: RwLock<HashMap<Identity, Entry>>,
+    /// Held while trust changes.
+    changing: tokio::sync::Mutex<()>,
     events: mpsc::UnboundedSender<CertEvent>,
 }
 
@@ -59,7 +68,9 @@ impl CertStore {
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<CertEvent>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let store = Self {
+            trust: Arc::default(),
             entries: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
             events,
         };
         (Arc::new(store), receiver)
@@ -154,10 +165,11 @@ impl CertStore {
             .ok_or_else(|| invalid("no key waits for a certificate: make a CSR first".into()))?;
         let chain = Chain::parse(chain_pem, roots_pem).map_err(invalid)?;
         chain
-            .check(identity, &key, SystemTime::now())
+            .check(identity, &key, &self.trust, SystemTime::now())
             .map_err(invalid)?;
         let credentials =
-            Credentials::new(identity.clone(), chain, key.clone()).map_err(invalid)?;
+            Credentials::new(identity.clone(), chain, key.clone(), self.trust.clone())
+                .map_err(invalid)?;
 
         let mut entries = self.entries.write();
         let entry = entries
@@ -165,10 +177,32 @@ impl CertStore {
             .filter(|e| e.pending.as_ref().is_some_and(|p| Arc::ptr_eq(p, &key)))
             .ok_or_else(|| invalid("forgotten, or a newer CSR was made meanwhile".into()))?;
         entry.pending = None;
-        entry.current = Some(Arc::new(credentials));
+        let old = entry.current.replace(Arc::new(credentials));
         entry.error.clear();
         entry.answer();
-        Ok(entry.status(identity))
+        let status = entry.status(identity);
+        let same_roots = old.is_none_or(|old| entry.has_roots(&old.roots));
+        drop(entries);
+        if !same_roots {
+            let cut = self.recheck(|owner| owner == identity);
+            tracing::info!(%identity, cut, "roots changed");
+        }
+        Ok(status)
+    }
+
+    /// Judges peers by this from now on; returns once live tunnels that it no longer covers have
+    /// ended: how many.
+    pub async fn set_trust(&self, trust: Trust) -> usize {
+        let _changing = self.changing.lock().await;
+        let compliance = trust.compliance;
+        let before = self.trust.replace(trust);
+        if before.compliance != compliance {
+            self.comply(compliance);
+        }
+        let cut = self.recheck(|_| true);
+        // Who doesn't end has a defect; the agent isn't to wait for it.
+        let _ = tokio::time::timeout(CUT_PATIENCE, self.trust.none_cut()).await;
+        cut
     }
 
     /// Wakes those who wait with this text as their error. A valid certificate goes on serving.
@@ -204,6 +238,30 @@ impl CertStore {
             .iter()
             .map(|(id, current, error)| dump::entry(id, current.as_deref(), error))
             .collect()
+    }
+
+    /// Certificates stay, their TLS configurations change. One that was installed meanwhile was made
+    /// under the new policy.
+    fn comply(&self, compliance: Compliance) {
+        let mut entries = self.entries.write();
+        for entry in entries.values_mut() {
+            // What was built once can be built again.
+            if let Some(Ok(changed)) = entry.current.as_ref().map(|c| c.complying(compliance)) {
+                entry.current = Some(Arc::new(changed));
+            }
+        }
+    }
+
+    fn recheck(&self, concerned: impl Fn(&Identity) -> bool) -> usize {
+        let judges: HashMap<_, _> = {
+            let entries = self.entries.read();
+            let current = entries.iter().filter(|(identity, _)| concerned(identity));
+            current
+                .filter_map(|(id, e)| Some((id.clone(), e.current.as_ref()?.judge.clone())))
+                .collect()
+        };
+        self.trust
+            .recheck(&concerned, |owner| judges.get(owner).cloned())
     }
 
     fn usable(&self, identity: &Identity) -> Option<Arc<Credentials>> {
@@ -245,6 +303,11 @@ impl Entry {
             (None, error) => Some(error.to_owned()),
             (Some(_), error) => Some(format!("the last one expired, and its renewal: {error}")),
         }
+    }
+
+    fn has_roots(&self, roots: &[CertificateDer<'_>]) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|c| roots.iter().all(|root| c.roots.contains(root)))
     }
 
     /// An answer came, good or bad.

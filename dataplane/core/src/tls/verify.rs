@@ -1,23 +1,22 @@
-//! Who may be at the other end (facts ztunnel 3.1): the chain is webpki's business, the SPIFFE
+//! Who may be at the other end (facts ztunnel 3.1): the chain is the judge's business, the SPIFFE
 //! identity is ours. There is no way to build a verifier that skips either.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
+    OtherError, PeerIncompatible, SignatureScheme,
 };
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::X509Certificate;
 
-use super::check::system_time;
+use super::judge::{Judge, Role};
+use super::provider::provider;
+use super::trust::{Distrust, Trust};
 use crate::identity::Identity;
 
 /// Why a chain that is good isn't let in all the same.
@@ -31,21 +30,176 @@ enum NotThem {
     Unexpected { peer: Identity, expected: String },
 }
 
-/// Clients of our 15008: chain to the roots that came with our own certificate, and a SPIFFE
-/// identity of our trust domain.
-#[derive(Debug)]
-pub struct ClientsOfTrustDomain {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: String,
+/// Whom a certificate's holder lets in, by SPIFFE identity.
+#[derive(Clone, Debug)]
+pub enum Rule {
+    /// Clients of our 15008: anybody of our trust domain or an alias of it.
+    Clients { own: Identity },
+    /// Servers: one of the identities that were asked for; with aliases also that identity in another
+    /// trust domain of ours. The server's name isn't looked at.
+    Servers {
+        own: Identity,
+        expected: Arc<[Identity]>,
+    },
 }
 
-/// Servers: chain to our roots, and one of the identities that were asked for. The server's name
-/// isn't looked at.
+/// Chain and identity together, in either role.
 #[derive(Debug)]
-pub struct ExpectedServer {
-    roots: Arc<RootCertStore>,
-    expected: Arc<[Identity]>,
-    provider: Arc<CryptoProvider>,
+pub struct Verifier {
+    pub judge: Arc<Judge>,
+    pub rule: Rule,
+}
+
+impl Rule {
+    /// Of the peer.
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Clients { .. } => Role::Client,
+            Self::Servers { .. } => Role::Server,
+        }
+    }
+
+    /// Whose certificate is at our end.
+    pub fn own(&self) -> &Identity {
+        match self {
+            Self::Clients { own } | Self::Servers { own, .. } => own,
+        }
+    }
+
+    fn admits(&self, ids: &[Identity], trust: &Trust) -> bool {
+        match self {
+            Self::Clients { own } => {
+                let home = |id: &Identity| trust.is_home(own.trust_domain(), id.trust_domain());
+                ids.iter().any(home)
+            }
+            Self::Servers { own, expected } => ids.iter().any(|id| {
+                let mut expected = expected.iter();
+                expected.any(|wanted| trust.is_same(own.trust_domain(), wanted, id))
+            }),
+        }
+    }
+
+    /// Why a peer that was let in isn't any more.
+    pub fn left(&self, ids: &[Identity], trust: &Trust) -> Option<Distrust> {
+        if self.admits(ids, trust) {
+            return None;
+        }
+        let first = ids.first()?;
+        Some(match self {
+            Self::Clients { .. } => Distrust::TrustDomain(first.trust_domain().to_owned()),
+            Self::Servers { .. } => Distrust::Identity(first.clone()),
+        })
+    }
+
+    fn refusal(&self, ids: &[Identity]) -> NotThem {
+        match (ids.first().cloned(), self) {
+            (None, _) => NotThem::Nobody,
+            (Some(peer), Self::Clients { own }) => NotThem::TrustDomain {
+                peer,
+                ours: own.trust_domain().to_owned(),
+            },
+            (Some(peer), Self::Servers { expected, .. }) => NotThem::Unexpected {
+                peer,
+                expected: names(expected),
+            },
+        }
+    }
+}
+
+impl Verifier {
+    pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let role = self.rule.role();
+        let proven = self.judge.prove(role, leaf, intermediates, now)?;
+        match self.rule.admits(&proven.ids, &self.judge.base.trust()) {
+            true => Ok(()),
+            false => {
+                let reason = OtherError(Arc::new(self.rule.refusal(&proven.ids)));
+                Err(CertificateError::Other(reason).into())
+            }
+        }
+    }
+
+    fn verify_counted(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let verified = self.verify(leaf, intermediates, now);
+        if let Err(Error::InvalidCertificate(CertificateError::Revoked)) = verified {
+            self.judge.base.count_rejection(self.rule.role());
+        }
+        verified
+    }
+}
+
+/// The handshake's own signature, the same for both roles.
+macro_rules! handshake_signature {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(PeerIncompatible::Tls12NotOffered.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &provider().signature_verification_algorithms;
+            verify_tls13_signature(message, cert, dss, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            let algorithms = &provider().signature_verification_algorithms;
+            algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ClientCertVerifier for Verifier {
+    /// None are named: roots change while this lives, and a mesh's peers have one certificate.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify_counted(leaf, intermediates, now)
+            .map(|()| ClientCertVerified::assertion())
+    }
+
+    handshake_signature!();
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify_counted(leaf, intermediates, now)
+            .map(|()| ServerCertVerified::assertion())
+    }
+
+    handshake_signature!();
 }
 
 /// SPIFFE identities among the URI names of a certificate, in order. Others are passed over.
@@ -60,31 +214,25 @@ pub fn spiffe_ids(certificate: &X509Certificate<'_>) -> Vec<Identity> {
     uris.collect()
 }
 
-/// The identity a peer is known by: its first (facts ztunnel 3.1).
+/// The identity a peer is known by: its first (facts ztunnel 3.1). Nothing of the chain is checked.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity> {
-    let leaf = chain?.first()?;
-    ids_of(leaf).into_iter().next()
-}
-
-/// When the first certificate of a peer's chain expires: what was proved with it holds no longer.
-/// At once for what can't be read.
-pub fn peer_expiry(chain: Option<&[CertificateDer<'_>]>) -> SystemTime {
-    let expiry = |der: &CertificateDer<'_>| match X509Certificate::from_der(der) {
-        Ok((_, certificate)) => system_time(certificate.validity().not_after),
-        Err(_) => SystemTime::UNIX_EPOCH,
-    };
-    let all = chain.unwrap_or_default().iter().map(expiry);
-    all.min().unwrap_or(SystemTime::UNIX_EPOCH)
+    use x509_parser::prelude::FromDer;
+    let (_, leaf) = X509Certificate::from_der(chain?.first()?).ok()?;
+    spiffe_ids(&leaf).into_iter().next()
 }
 
 /// A TLS error as an operator should read it, also when it comes wrapped in an I/O error.
 pub fn describe(err: &std::io::Error) -> String {
-    match err
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<Error>())
-    {
+    match tls_error(err) {
         Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) => {
             inner.to_string()
+        }
+        Some(Error::InvalidCertificate(CertificateError::Revoked)) => {
+            "the CRL revokes a certificate of the peer's chain".to_owned()
+        }
+        Some(Error::AlertReceived(AlertDescription::CertificateRevoked)) => {
+            "the peer refused: our certificate is revoked".to_owned()
         }
         Some(Error::AlertReceived(alert)) => format!("the peer refused with alert {alert:?}"),
         Some(tls) => tls.to_string(),
@@ -92,151 +240,16 @@ pub fn describe(err: &std::io::Error) -> String {
     }
 }
 
-impl ClientsOfTrustDomain {
-    pub fn new(
-        roots: Arc<RootCertStore>,
-        trust_domain: &str,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
-            .build()
-            .map_err(|err| err.to_string())?;
-        Ok(Self {
-            chain,
-            trust_domain: trust_domain.to_owned(),
-        })
-    }
+/// Whether a handshake failed since we found the peer's chain revoked.
+pub fn is_revoked(err: &std::io::Error) -> bool {
+    matches!(
+        tls_error(err),
+        Some(Error::InvalidCertificate(CertificateError::Revoked))
+    )
 }
 
-impl ClientCertVerifier for ClientsOfTrustDomain {
-    fn offer_client_auth(&self) -> bool {
-        true
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        true
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        let ids = ids_of(leaf);
-        if ids.iter().any(|id| id.trust_domain() == self.trust_domain) {
-            return Ok(verified);
-        }
-        Err(refuse(match ids.into_iter().next() {
-            None => NotThem::Nobody,
-            Some(peer) => NotThem::TrustDomain {
-                peer,
-                ours: self.trust_domain.clone(),
-            },
-        }))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-impl ExpectedServer {
-    pub fn new(
-        roots: Arc<RootCertStore>,
-        expected: Arc<[Identity]>,
-        provider: Arc<CryptoProvider>,
-    ) -> Self {
-        Self {
-            roots,
-            expected,
-            provider,
-        }
-    }
-}
-
-impl ServerCertVerifier for ExpectedServer {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        let ids = ids_of(leaf);
-        if ids.iter().any(|id| self.expected.contains(id)) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(refuse(match ids.into_iter().next() {
-            None => NotThem::Nobody,
-            Some(peer) => NotThem::Unexpected {
-                peer,
-                expected: names(&self.expected),
-            },
-        }))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        algorithms.supported_schemes()
-    }
-}
-
-fn ids_of(leaf: &CertificateDer<'_>) -> Vec<Identity> {
-    X509Certificate::from_der(leaf)
-        .map(|(_, certificate)| spiffe_ids(&certificate))
-        .unwrap_or_default()
+fn tls_error(err: &std::io::Error) -> Option<&Error> {
+    err.get_ref()?.downcast_ref::<Error>()
 }
 
 fn names(ids: &[Identity]) -> String {
@@ -245,8 +258,4 @@ fn names(ids: &[Identity]) -> String {
         true => "nobody".to_owned(),
         false => names.join(" or "),
     }
-}
-
-fn refuse(reason: NotThem) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(reason))))
 }

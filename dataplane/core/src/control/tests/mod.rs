@@ -27,6 +27,7 @@ mod handover;
 mod pods;
 mod sessions;
 mod start;
+mod trust;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
