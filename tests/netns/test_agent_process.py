@@ -65,6 +65,8 @@ class Node:
         }
         self.mesh = folder / "mesh.yaml"
         self.mesh.write_text(json.dumps({"workloads": [workload]}))
+        # Where configuration comes from.
+        self.source = [f"--xds-file={self.mesh}"]
 
     async def agent(self, *options: str) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
@@ -76,7 +78,7 @@ class Node:
                 f"--node={self.name}",
                 f"--run-dir={self.folder / 'run'}",
                 f"--pods=file:{self.folder / 'pods.yaml'}",
-                f"--xds-file={self.mesh}",
+                *self.source,
                 "--stats-address=off",
                 "--ready-address=off",
                 *options,

@@ -59,7 +59,8 @@ fn end_tunnels_of_moved_addresses(pod: &Pod) {
     pod.pool.end_where(|key| {
         let ip = key.dst.ip();
         match snapshot.workload_by_uid(&key.owner) {
-            Some(owner) => !owner.addresses.contains(&ip),
+            // One without addresses is where its hostname was resolved to.
+            Some(owner) => !owner.addresses.is_empty() && !owner.addresses.contains(&ip),
             // One that is leaving may still finish what it has begun.
             None => snapshot.workload_by_address(network, ip).is_some(),
         }

@@ -83,6 +83,31 @@ impl Snapshot {
         self.services.get(tag(key), |s| &*s.key == key)
     }
 
+    /// All that have this address, visible to anybody or not; ranges only where none has it whole.
+    pub fn services_at<'a>(
+        &'a self,
+        network: &'a str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &'a Arc<ServiceRecord>> {
+        let mut exact = self.exact(network, ip).peekable();
+        let ranged = match exact.peek() {
+            Some(_) => None,
+            None => self.by_range.find(network, ip, None),
+        };
+        exact.chain(ranged)
+    }
+
+    fn exact<'a>(
+        &'a self,
+        network: &'a str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &'a Arc<ServiceRecord>> {
+        self.by_vip.matching(tag(&(network, ip))).filter(move |s| {
+            let mut vips = s.vips.iter();
+            vips.any(|(n, vip)| *vip == ip && &**n == network)
+        })
+    }
+
     /// By VIP, exact before ranges, as the namespace sees it (facts ztunnel 2.3).
     pub fn service_by_vip(
         &self,
@@ -90,12 +115,10 @@ impl Snapshot {
         ip: IpAddr,
         client: Option<&str>,
     ) -> Option<Arc<ServiceRecord>> {
-        let exact = self.by_vip.matching(tag(&(network, ip))).filter(|s| {
-            let mut vips = s.vips.iter();
-            vips.any(|(n, vip)| *vip == ip && &**n == network)
-        });
         let ranged = || self.by_range.find(network, ip, client);
-        best(exact, client).or_else(ranged).cloned()
+        best(self.exact(network, ip), client)
+            .or_else(ranged)
+            .cloned()
     }
 
     /// Case-insensitive, as the namespace sees it (facts ztunnel 2.3).

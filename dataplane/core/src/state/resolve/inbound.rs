@@ -87,8 +87,9 @@ fn is_for(
     if let Some(workload) = snapshot.workload_by_address(&config.network, asked) {
         return workload.waypoint.as_ref().is_some_and(leads_here);
     }
-    let service = snapshot.service_by_vip(&config.network, asked, None);
-    service.is_some_and(|service| {
+    // Several namespaces may share the address, each with its waypoint.
+    let mut services = snapshot.services_at(&config.network, asked);
+    services.any(|service| {
         let weighted = service.weighted_waypoints.iter();
         let weighted = weighted.filter(|(_, weight)| *weight > 0);
         let waypoints = service

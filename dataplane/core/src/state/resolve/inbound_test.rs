@@ -60,6 +60,8 @@ fn a_waypoint_accepts_what_it_is_the_waypoint_of() {
     by_address.waypoint = Some(gateway_at("10.0.0.1", 15008));
     let mut by_weight = service("shop", "by-weight", "10.1.0.5");
     by_weight.weighted_waypoints = vec![weighted(1)];
+    let mut shared = service("shop", "shared", "10.1.0.5");
+    shared.canonical = true;
     let mut never = service("shop", "never", "10.1.0.6");
     never.weighted_waypoints = vec![weighted(0)];
     let snapshot = snapshot_of(
@@ -70,6 +72,7 @@ fn a_waypoint_accepts_what_it_is_the_waypoint_of() {
             .workload(by_vip)
             .service(by_address)
             .service(by_weight)
+            .service(shared)
             .service(never),
     );
     for served in ["10.0.0.2:80", "10.0.0.3:80", "10.1.0.4:80", "10.1.0.5:80"] {
