@@ -60,7 +60,7 @@ async def _serve(config: Config) -> int:
     )
     app = App(pods, source, identities, reconciler, feed, supervisor, redirect)
     levels = Levels(config.log, supervisor)
-    async with Servers(config.paths, config.servers, report, levels, supervisor.replace):
+    async with Servers(config, report, levels, supervisor.replace, app.end):
         return await app.run()
 
 
@@ -129,11 +129,12 @@ class App:
         cuts), USR2 ends the agent alone, HUP replaces the data plane."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
+            loop.add_signal_handler(number, self.end)
         loop.add_signal_handler(signal.SIGUSR2, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._replace)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The data plane too if we started it; a second time, at once."""
         if self._stop.is_set():
             self._again.set()
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import settings
+from agent import dropin, settings
 from agent.errors import ConfigErrors
 from agent.pods import choice
 from agent.settings import SETTINGS, Mistake, Setting
@@ -32,6 +32,7 @@ from agent.slices import (
 
 __all__ = ["Config", "ConfigErrors", "load"]
 
+_CHOICE = ("xds.address", "xds.file")
 BINARY = "underpass-dataplane"
 CONFIG_FILE_ENV = f"{settings.ENV_PREFIX}CONFIG"
 
@@ -65,6 +66,9 @@ class _Reader:
         in_file = self._read_file(file)
         self._values: dict[str, Any] = {}
         self._places: dict[str, str] = {}
+        upstream = dropin.translate(environ, _is_setting)
+        self.mistakes += upstream.mistakes
+        self.warnings += upstream.warnings
         for setting in SETTINGS:
             self._values[setting.name] = setting.default
             self._places[setting.name] = "default"
@@ -75,6 +79,7 @@ class _Reader:
                 if raw is not None and raw != ():
                     self._take(setting, place, raw)
                     break
+        self._fill(upstream)
         known = {setting.name for setting in SETTINGS}
         self.mistakes += [
             f"{file}: {name}: unknown setting" for name in in_file if name not in known
@@ -87,6 +92,23 @@ class _Reader:
             for name in sorted(environ)
             if name.startswith(settings.ENV_PREFIX) and name not in envs
         ]
+
+    def _fill(self, upstream: dropin.Translated) -> None:
+        """Upstream's words, below all of ours."""
+        ours = {name for name in ("xds.address", "xds.file", "ca.address") if self.given(name)}
+        given = upstream.given
+        if ours & {"xds.address", "xds.file"}:
+            # One of the two is chosen already.
+            given = {name: entry for name, entry in given.items() if name not in _CHOICE}
+        defaults = upstream.defaults
+        if ours:
+            # An address of upstream's beside ours goes with upstream's roots and token.
+            beside = {"ca.root", "xds.token"} if "ca.address" in given.keys() - ours else set()
+            defaults = {name: entry for name, entry in defaults.items() if name in beside}
+        given = defaults | given
+        for setting in SETTINGS:
+            if setting.name in given and not self.given(setting.name):
+                self._take(setting, given[setting.name].place, given[setting.name].raw)
 
     def _outside(
         self, setting: Setting, options: Mapping[str, object]
@@ -155,6 +177,10 @@ class _Reader:
         return _flattened(content)
 
 
+def _is_setting(name: str) -> bool:
+    return any(setting.name == name for setting in SETTINGS)
+
+
 def _flattened(content: Mapping[object, object], prefix: str = "") -> dict[str, object]:
     """`xds: {address: x}` becomes `xds.address`; a setting that is a mapping itself stays whole."""
     names = {setting.name for setting in SETTINGS}
@@ -191,12 +217,18 @@ def _assemble(reader: _Reader) -> Config | None:
             mode=mode,
             ipv6=reader["ipv6"],
             ports=ports,
+            mark=reader["mark"],
             verify_interval=reader["verify-interval"],
         ),
         source=source,
         authority=authority,
         dataplane=dataplane,
-        servers=Servers(stats=reader["stats.address"], ready=reader["ready.address"]),
+        servers=Servers(
+            stats=reader["stats.address"],
+            ready=reader["ready.address"],
+            admin=reader["admin.address"],
+            allow_changes=reader["admin.allow-changes"],
+        ),
         log=Log(**reader.all_of("log", Log)),
         limits=Limits(**reader.all_of("limits", Limits)),
         wire=Wire(
@@ -244,7 +276,16 @@ def _node(reader: _Reader) -> Node:
                 settings.node_name(name)
             except Mistake:
                 reader.wrong("node", f"this host's name {name!r} can't be used; name the node")
-    return Node(name, reader["network"], reader["cluster-id"], reader["trust-domain"])
+    return Node(
+        name,
+        reader["network"],
+        reader["cluster-id"],
+        reader["trust-domain"],
+        pod_name=reader["pod.name"],
+        pod_namespace=reader["pod.namespace"],
+        service_account=reader["pod.service-account"],
+        address=reader["pod.address"],
+    )
 
 
 def _source(reader: _Reader) -> Source:
@@ -270,6 +311,7 @@ def _source(reader: _Reader) -> Source:
             reader["xds.headers"],
         ),
         on_demand=reader["xds.on-demand"],
+        metadata=reader["xds.metadata"],
     )
 
 

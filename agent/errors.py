@@ -53,7 +53,7 @@ class NodeClaimed(AgentError):
 class PortInUse(AgentError):
     """An address of the agent's own HTTP servers can't be had."""
 
-    remedy = "choose another address for it (--stats-address, --ready-address), or `off`"
+    remedy = "choose another address for it, or `off` (--admin-, --stats-, --ready-address)"
 
 
 class CaptureUnusable(AgentError):

@@ -48,6 +48,7 @@ def capture_config(config: Config) -> CaptureConfig:
     ports = config.capture.ports
     return CaptureConfig(
         ports=Ports(ports.outbound, ports.inbound_plaintext, ports.inbound_hbone),
+        mark=config.capture.mark,
         ipv6=config.capture.ipv6,
     )
 
@@ -78,7 +79,16 @@ def configuration_source(config: Config) -> ConfigurationSource:
 
     endpoint = config.source.control_plane
     assert endpoint is not None  # config: a file or a control plane
-    node = NodeInfo(node_name=config.node.name, network=config.node.network)
+    own = config.node
+    node = NodeInfo(
+        node_name=own.name,
+        pod_name=own.pod_name,
+        pod_namespace=own.pod_namespace,
+        service_account=own.service_account,
+        instance_ip=own.address,
+        network=own.network,
+        metadata=config.source.metadata,
+    )
     return XdsClient(
         XdsConfig(
             address=endpoint.address,
@@ -124,7 +134,7 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
         outbound_port=ports.outbound,
         inbound_plaintext_port=ports.inbound_plaintext,
         inbound_hbone_port=ports.inbound_hbone,
-        mark=CaptureConfig().mark,
+        mark=config.capture.mark,
         ipv6_disabled=not config.capture.ipv6,
         socks5_port=ports.socks5 or 0,
         on_demand=config.source.on_demand,

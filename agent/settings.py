@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 from agent.errors import Mistake
@@ -211,6 +212,34 @@ def headers(value: object) -> dict[str, str]:
     return found
 
 
+def metadata(value: object) -> dict[str, object]:
+    """Like headers, but names are free and values in the file may be of any kind."""
+    if isinstance(value, Mapping):
+        return {str(name): content for name, content in value.items()}
+    pieces = value if isinstance(value, list | tuple) else text(value).split(",")
+    found: dict[str, object] = {}
+    for piece in pieces:
+        name, equals, content = str(piece).partition("=")
+        if not equals or not name.strip():
+            raise Mistake(f"{piece!r} is no metadata; write name=value")
+        found[name.strip()] = content.strip()
+    return found
+
+
+def loopback(value: object) -> Listen | None:
+    """`localhost:port` for both families, an address of the loopback with a port, or `off`."""
+    found = listen(value)
+    if found is None or found.host == "localhost":
+        return found
+    try:
+        local = ip_address(found.host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise Mistake("not on the loopback: whoever reaches it reads everything of the mesh")
+    return found
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "node", node_name, None, "Name of this node, as control plane and pods know it [host name]"
@@ -220,6 +249,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("network", text, "", "Network id of this node's pods"),
     Setting("cluster-id", words, "Kubernetes", "Cluster id told to the control plane"),
+    # facts ztunnel 7.2
+    Setting("pod.name", words, "underpass", "The agent's own pod, as the control plane is told"),
+    Setting("pod.namespace", words, "istio-system", "Its namespace"),
+    Setting("pod.service-account", text, "", "Its service account; checked against the token"),
+    Setting("pod.address", words, "1.1.1.1", "Its IP address"),
     Setting("trust-domain", trust_domain, "cluster.local", "Trust domain of the mesh"),
     Setting(
         "pods",
@@ -234,6 +268,13 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "How traffic is caught; external: by somebody else's rules [auto: nftables with file, "
         "external with zds and self]",
+    ),
+    Setting(
+        "mark",
+        # The rules compare twelve bits (facts ztunnel 1.4).
+        count(1, 0xFFF),
+        0x539,
+        "SO_MARK of the data plane's sockets, by which rules exempt it",
     ),
     Setting("ipv6", switch, True, "Listen for and catch IPv6 too"),
     # facts ztunnel 14: ENABLE_ORIG_SRC, LOCALHOST_APP_TUNNEL, ENABLE_RESPONSE_BAGGAGE
@@ -259,6 +300,7 @@ SETTINGS: tuple[Setting, ...] = (
         "xds.alt-hostname", words, None, "A further name the control plane's certificate may carry"
     ),
     Setting("xds.headers", headers, {}, "Further headers, name=value"),
+    Setting("xds.metadata", metadata, {}, "Further metadata of the node, name=value"),
     Setting("xds.on-demand", switch, False, "Ask for addresses one by one instead of for the mesh"),
     Setting("xds.file", path, None, "Local configuration file instead of a control plane"),
     Setting("ca.address", https_address, None, "Certificate authority [xds.address]"),
@@ -310,6 +352,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("keepalive.interval", whole_seconds, timedelta(seconds=180), "Between two of them"),
     Setting("keepalive.retries", count(1, 127), 9, "Unanswered ones before the end"),
     Setting("keepalive.user-timeout", switch, False, "Unacknowledged data ends it as well"),
+    Setting(
+        "admin.address",
+        loopback,
+        Listen("localhost", 15000),
+        "Dump and log levels, on the loopback: localhost:port, address:port, or off",
+    ),
+    Setting(
+        "admin.allow-changes",
+        switch,
+        False,
+        "That address also changes log levels and ends the agent, for every local process",
+    ),
     Setting("stats.address", listen, Listen("", 15020), "Metrics: host:port, :port, or off"),
     Setting("ready.address", listen, Listen("", 15021), "Readiness: host:port, :port, or off"),
     Setting("log.format", one_of("text", "json"), "text", "Log format of both processes"),

@@ -16,6 +16,11 @@ class Node:
     network: str = ""
     cluster_id: str = "Kubernetes"
     trust_domain: str = "cluster.local"
+    # Of the agent itself, as a control plane is told (facts ztunnel 7.2).
+    pod_name: str = "underpass"
+    pod_namespace: str = "istio-system"
+    service_account: str = ""
+    address: str = "1.1.1.1"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Capture:
     mode: str = "auto"
     ipv6: bool = True
     ports: Ports = field(default_factory=Ports)
+    mark: int = 0x539
     verify_interval: timedelta = timedelta(seconds=10)
 
 
@@ -85,6 +91,8 @@ class Source:
     control_plane: ControlPlane | None = None
     file: Path | None = None
     on_demand: bool = False
+    # Of the node, beyond what follows from its slice.
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,9 @@ class Servers:
 
     stats: Listen | None
     ready: Listen | None
+    admin: Listen | None = None
+    # Of `admin`: not only reads.
+    allow_changes: bool = False
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Node:
                 *self.source,
                 "--stats-address=off",
                 "--ready-address=off",
+                "--admin-address=off",
                 *options,
                 stdout=log,
                 stderr=log,

@@ -27,7 +27,7 @@ def arguments(node: Node, *options: str) -> list[str]:
         *(sys.executable, "-m", "agent.cli.main", "agent"),
         *(f"--node={node.name}", f"--run-dir={node.folder / 'run'}"),
         *(f"--pods=file:{node.folder / 'pods.yaml'}", f"--xds-file={node.mesh}"),
-        *("--stats-address=off", "--ready-address=off", *options),
+        *("--stats-address=off", "--ready-address=off", "--admin-address=off", *options),
     ]
 
 

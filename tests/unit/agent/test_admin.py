@@ -21,6 +21,7 @@ from agent.claim import claimed
 from agent.errors import NodeClaimed, PortInUse, ReplaceRefused
 from agent.feed import Feed
 from agent.levels import Levels
+from agent.pods.choice import PodSourceChoice
 from agent.pods.file import FileSource
 from agent.pods.reconciler import Reconciler
 from agent.report import Report
@@ -69,13 +70,26 @@ class Node:
             self.supervisor,
         )
         local = Listen("127.0.0.1", 0)
-        self.servers = Servers(
-            self.paths,
-            slices.Servers(stats=local, ready=local),
-            self.report,
-            Levels(slices.Log(), self.supervisor),
-            self.supervisor.replace,
+        self.config = slices.Config(
+            node=slices.Node("n1"),
+            paths=self.paths,
+            pods=PodSourceChoice("file", folder / "pods.yaml"),
+            capture=slices.Capture(mode="none"),
+            source=slices.Source(file=folder / "mesh.yaml"),
+            authority=None,
+            dataplane=slices.DataplaneProcess(socket=self.socket),
+            servers=slices.Servers(stats=local, ready=local, admin=Listen("localhost", 0)),
+            log=slices.Log(),
+            limits=slices.Limits(),
         )
+        self.ended = asyncio.Event()
+        self.servers = self.serving(self.config.servers)
+
+    def serving(self, servers: slices.Servers) -> Servers:
+        config = dataclasses.replace(self.config, servers=servers)
+        levels = Levels(slices.Log(), self.supervisor)
+        replace = self.supervisor.replace
+        return Servers(config, self.report, levels, replace, self.ended.set)
 
     async def admin(self, path: str, method: str = "GET") -> tuple[int, Any]:
         connector = aiohttp.UnixConnector(str(self.paths.admin_socket))
@@ -225,8 +239,7 @@ async def test_taken_port_is_named_and_nothing_stays_bound(node: Node, tmp_path:
     second = Node(tmp_path / "second")
     second.paths.root.mkdir()
     taken = slices.Servers(stats=Listen(host, int(port)), ready=None)
-    levels = Levels(slices.Log(), second.supervisor)
-    second.servers = Servers(second.paths, taken, second.report, levels, second.supervisor.replace)
+    second.servers = second.serving(taken)
     with pytest.raises(PortInUse, match=f"stats on {host}:{port}: Address already in use"):
         async with second.servers:
             pass

@@ -40,8 +40,8 @@ pub(super) async fn dump(
         _ => {
             let (store, name) = (node.shared.store.clone(), section.to_owned());
             let pieces = off_the_workers(move || store.dump(&name)).await?;
-            let unknown = "no such section: workloads, services, policies, certificates, \
-                           workloadState";
+            let unknown = "no such section: workloads, services, stagedServices, policies, \
+                           certificates, workloadState";
             match pieces {
                 Some(pieces) => stream(pieces, answer).await,
                 None => Err(Failure::new(Code::NotFound, section, unknown)),

@@ -40,8 +40,24 @@ pub fn section(snapshot: &Snapshot, name: &str) -> Option<Chunks> {
                 write(&PolicyView::new(policy), out);
             }
         })),
+        "stagedServices" => Some(Box::new(std::iter::once(staged(snapshot)))),
         _ => None,
     }
+}
+
+/// Endpoints of services that aren't known yet: an object, one member a service.
+fn staged(snapshot: &Snapshot) -> Vec<u8> {
+    let waiting = snapshot.services.iter().filter(|s| s.record.is_none());
+    let views: BTreeMap<&str, BTreeMap<&str, EndpointView>> = waiting
+        .map(|service| {
+            let endpoints = service.endpoints.iter();
+            let views = endpoints.map(|w| (&*w.uid, EndpointView::new(w, &service.key)));
+            (&*service.key, views.collect())
+        })
+        .collect();
+    let mut out = Vec::new();
+    write(&views, &mut out);
+    out
 }
 
 fn array<T: Send + 'static>(records: Vec<T>, write: fn(&T, &mut Vec<u8>)) -> Chunks {
@@ -302,16 +318,19 @@ impl GatewayView {
     }
 }
 
+impl<'a> EndpointView<'a> {
+    fn new(w: &'a Workload, service: &str) -> Self {
+        Self {
+            workload_uid: &w.uid,
+            port: ports(w.membership(service).map_or(&[], |m| &m.ports)),
+            status: status(w),
+        }
+    }
+}
+
 impl<'a> ServiceView<'a> {
     fn new(service: &'a Service, record: &'a ServiceRecord) -> Self {
-        let endpoint = |w: &'a Arc<Workload>| {
-            let view = EndpointView {
-                workload_uid: &w.uid,
-                port: ports(w.membership(&record.key).map_or(&[], |m| &m.ports)),
-                status: status(w),
-            };
-            (&*w.uid, view)
-        };
+        let endpoint = |w: &'a Arc<Workload>| (&*w.uid, EndpointView::new(w, &record.key));
         let cidr = |(network, net): &'a (Arc<str>, ipnet::IpNet)| CidrView {
             network,
             cidr: net.to_string(),

@@ -66,6 +66,24 @@ fn workloads_are_sorted_and_leave_defaults_out() {
 }
 
 #[test]
+fn endpoints_of_a_service_to_come_are_staged() {
+    let web = service("shop", "web", "10.1.0.1");
+    let store = store();
+    assert_eq!(dump(&store, "stagedServices"), json!({}));
+    let early = member(pod("shop", "web", "10.0.0.2"), &web, &[port(80, 8080)]);
+    Push::addresses().workload(early).accepted_by(&store);
+    let endpoint = json!({
+        "workloadUid": "c//Pod/shop/web", "port": {"80": 8080}, "status": "Healthy",
+    });
+    assert_eq!(
+        dump(&store, "stagedServices"),
+        json!({"shop/web.shop.svc.cluster.local": {"c//Pod/shop/web": endpoint}})
+    );
+    Push::addresses().service(web).accepted_by(&store);
+    assert_eq!(dump(&store, "stagedServices"), json!({}));
+}
+
+#[test]
 fn services_show_their_endpoints() {
     let mut web = service("shop", "web", "10.1.0.1");
     web.load_balancing = Some(wds::LoadBalancing {
