@@ -113,7 +113,7 @@ class Mesh:
     async def start_agent(self, node: Node) -> None:
         token = self.folder / f"{node.name}.token"
         if not token.exists():
-            await self._make_token(node, token)
+            await self.make_token(node, token)
         address = f"https://{self.world.nodes[0].ipv4}:{CONTROL_PLANE_PORT}"
         root = self.control_plane_state / "root-cert.pem"
         await self.spawn(
@@ -132,7 +132,7 @@ class Mesh:
             node.namespace,
         )
 
-    async def _make_token(self, node: Node, file: Path) -> None:
+    async def make_token(self, node: Node, file: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             *UNDERPASS,
             "controlplane",
