@@ -37,6 +37,7 @@ demo: setup ## Two nodes, six pods, every claim proved, everything removed again
 test: setup ## Everything that CI runs of tests
 	cargo test --manifest-path dataplane/Cargo.toml --workspace --locked
 	tools/fuzz 5
+	tools/istioctl >/dev/null
 	$(BIN)/python -m pytest
 
 fuzz: setup ## Every parser of foreign bytes for FUZZ_SECONDS (600) each
@@ -50,7 +51,7 @@ lint: setup ## ruff, mypy, clippy, rustfmt, shellcheck, fresh generated code
 	cargo fmt --manifest-path dataplane/Cargo.toml --all --check
 	cargo fmt --manifest-path dataplane/fuzz/Cargo.toml --check
 	cargo clippy --manifest-path dataplane/Cargo.toml --workspace --all-targets --locked -- -D warnings
-	shellcheck tools/setup tools/install tools/fuzz .ci/run
+	shellcheck tools/setup tools/install tools/fuzz tools/istioctl .ci/run
 
 bench: setup ## Figures beside no mesh, in one run (bench/README.md)
 	$(BIN)/python -m bench
