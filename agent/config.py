@@ -27,6 +27,7 @@ from agent.slices import (
     RunPaths,
     Servers,
     Source,
+    Telemetry,
     Wire,
 )
 
@@ -230,6 +231,7 @@ def _assemble(reader: _Reader) -> Config | None:
             allow_changes=reader["admin.allow-changes"],
         ),
         log=Log(**reader.all_of("log", Log)),
+        telemetry=Telemetry(**reader.all_of("telemetry", Telemetry)),
         limits=Limits(**reader.all_of("limits", Limits)),
         wire=Wire(
             original_source=reader["original-source"],

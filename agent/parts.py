@@ -161,6 +161,15 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
             ),
             filter=config.log.filter,
             access_log_off=not config.log.access,
+            sample_one_in=config.log.sample,
+            omit_fields=config.log.omit_fields,
+            queue_lines=config.log.queue,
+            policy_decisions=config.log.policy_decisions,
+        ),
+        telemetry=control_pb2.Telemetry(
+            otlp_endpoint=config.telemetry.otlp_endpoint or "",
+            series_ttl_ms=_ms(config.telemetry.series_ttl),
+            istio_version=config.telemetry.istio_version,
         ),
         limits=control_pb2.Limits(
             connect_timeout_ms=_ms(limits.connect_timeout),

@@ -32,6 +32,7 @@ from agent.status import (
     TypeView,
 )
 from agent.supervisor import Supervisor
+from agent.xds.status import XdsStatus
 from proto.gen import control_pb2
 
 # Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
@@ -145,6 +146,9 @@ class Report:
                 for name, entry in status.types.items()
             },
         )
+
+    def xds(self) -> XdsStatus:
+        return self._source.status()
 
     def summary(self) -> PodSummary:
         """Without asking the data plane."""

@@ -240,6 +240,36 @@ def loopback(value: object) -> Listen | None:
     return found
 
 
+# Of the data plane's access log, in its order (telemetry/access.rs); a contract test compares.
+ACCESS_FIELDS = (
+    *(f"src.{name}" for name in ("addr", "workload", "namespace", "identity", "cluster")),
+    *("dst.addr", "dst.hbone_addr", "dst.service"),
+    *(f"dst.{name}" for name in ("workload", "namespace", "identity", "cluster")),
+    *("direction", "bytes_sent", "bytes_recv", "duration", "error", "policy", "outcome"),
+)
+
+
+def access_fields(value: object) -> tuple[str, ...]:
+    """A list in the file, joined by commas elsewhere."""
+    found = value if isinstance(value, list | tuple) else text(value).split(",")
+    names = tuple(str(name).strip() for name in found if str(name).strip())
+    for name in names:
+        if name not in ACCESS_FIELDS:
+            raise Mistake(f"{name!r} is no access log field; there are {', '.join(ACCESS_FIELDS)}")
+    return names
+
+
+def http_address(value: object) -> str:
+    """`http://host:port`; nothing secret crosses it."""
+    found = words(value)
+    scheme, separator, rest = found.partition("://")
+    host, colon, number = rest.rstrip("/").rpartition(":")
+    if not separator or scheme != "http" or not host or not colon or "/" in rest.rstrip("/"):
+        raise Mistake("not an address; write http://host:port")
+    port(number)
+    return found.rstrip("/")
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "node", node_name, None, "Name of this node, as control plane and pods know it [host name]"
@@ -369,6 +399,37 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("log.format", one_of("text", "json"), "text", "Log format of both processes"),
     Setting("log.filter", words, "info", "Log filter, for example info,underpass=debug"),
     Setting("log.access", switch, True, "Access log lines of connections that ended well"),
+    Setting(
+        "log.sample",
+        count(1, 1_000_000),
+        1,
+        "One in so many of these lines is written; those of failures all are",
+    ),
+    Setting(
+        "log.omit-fields", access_fields, (), "Access log fields left out, for example src.addr"
+    ),
+    # facts ztunnel 12.5
+    Setting(
+        "log.queue",
+        count(1, 10_000_000),
+        10_000,
+        "Lines of the data plane that may wait to be written; more are lost and counted",
+    ),
+    Setting("log.policy-decisions", switch, False, "Policy decisions at info instead of debug"),
+    Setting(
+        "telemetry.otlp-endpoint",
+        http_address,
+        None,
+        "Collector for access log and spans by OTLP over gRPC, http://host:port",
+    ),
+    # Some scrapes, so that the last counts of a pod that went are seen.
+    Setting(
+        "telemetry.series-ttl",
+        positive_duration,
+        timedelta(minutes=15),
+        "Metrics of workloads that are gone for so long are dropped",
+    ),
+    Setting("telemetry.istio-version", text, "", "Version shown by istio_build [unknown]"),
     Setting("limits.connect-timeout", positive_duration, timedelta(seconds=10), "TCP connect"),
     Setting(
         "limits.tls-handshake-timeout", positive_duration, timedelta(seconds=10), "TLS handshake"

@@ -106,6 +106,17 @@ class Log:
     format: str = "text"
     filter: str = "info"
     access: bool = True
+    sample: int = 1
+    omit_fields: tuple[str, ...] = ()
+    queue: int = 10_000
+    policy_decisions: bool = False
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    otlp_endpoint: str | None = None
+    series_ttl: timedelta = timedelta(minutes=15)
+    istio_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,7 @@ class Config:
     dataplane: DataplaneProcess
     servers: Servers
     log: Log
+    telemetry: Telemetry
     limits: Limits
     wire: Wire = field(default_factory=Wire)
     namespaces: NamespaceTable = field(default_factory=dict)

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
+import resource
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest
 
+from agent.admin.negotiation import Packed, compression, media_type
 from agent.dataplane import DataplaneError
 from agent.report import Report, version
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("underpass.admin")
 
 END = b"# EOF\n"
+# A scraper that doesn't read is let go.
+PATIENCE = 60.0
 
 
 def metrics_app(report: Report) -> web.Application:
@@ -26,17 +31,47 @@ def metrics_app(report: Report) -> web.Application:
     registry.register(AgentMetrics(report))
 
     async def metrics(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE_LATEST})
-        await response.prepare(request)
-        async for chunk in joined(_dataplane(report), _own(registry)):
-            await response.write(chunk)
-        await response.write_eof()
+        encoding = compression(request.headers.get("Accept-Encoding", ""))
+        headers = {
+            "Content-Type": media_type(request.headers.get("Accept", "")),
+            "Vary": "Accept, Accept-Encoding",
+        }
+        if encoding != "identity":
+            headers["Content-Encoding"] = encoding
+        response = web.StreamResponse(headers=headers)
+        packed = None
+        if request.method != "HEAD":
+            packed = await _gathered(report, _own(registry), encoding)
+        async with asyncio.timeout(PATIENCE):
+            await response.prepare(request)
+            for piece in packed.pieces() if packed is not None else ():
+                await response.write(piece)
+            await response.write_eof()
         return response
 
     app = web.Application()
+    # HEAD as well; another method answers 405, another path 404.
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/stats/prometheus", metrics)
     return app
+
+
+async def _gathered(report: Report, own: bytes, encoding: str) -> Packed:
+    """All is taken at once: a scraper that reads slowly must not hold up the agent's connection to
+    the data plane. Where that one fails, its part is left out as a whole."""
+    dataplane = report.dataplane
+    if dataplane is not None:
+        packed = Packed(encoding)
+        try:
+            async with asyncio.timeout(10):
+                async for chunk in joined(dataplane.metrics(), own):
+                    packed.add(chunk)
+            return packed
+        except (DataplaneError, TimeoutError) as exc:
+            log.warning("no metrics of the data plane", extra={"error": exc})
+    packed = Packed(encoding)
+    packed.add(own)
+    return packed
 
 
 async def joined(first: AsyncIterator[bytes], last: bytes) -> AsyncIterator[bytes]:
@@ -58,22 +93,6 @@ def _own(registry: CollectorRegistry) -> bytes:
     return text
 
 
-async def _dataplane(report: Report) -> AsyncIterator[bytes]:
-    """Nothing while there is none. All is taken at once: a scraper that reads slowly must not
-    hold up the agent's connection."""
-    dataplane = report.dataplane
-    if dataplane is None:
-        return
-    try:
-        async with asyncio.timeout(10):
-            chunks = [chunk async for chunk in dataplane.metrics()]
-    except (DataplaneError, TimeoutError) as exc:
-        log.warning("no metrics of the data plane", extra={"error": exc})
-        return
-    for chunk in chunks:
-        yield chunk
-
-
 class AgentMetrics:
     """Read at each scrape, so that nothing has to be kept up to date."""
 
@@ -81,20 +100,22 @@ class AgentMetrics:
         self._report = report
 
     def collect(self) -> "Iterator[Metric]":
-        build = InfoMetricFamily("underpass_agent", "The agent that serves this")
+        build = InfoMetricFamily("underpass_agent", "The agent that serves this (unstable)")
         build.add_metric([], {"version": version(), "node": self._report.node})
         yield build
-        yield GaugeMetricFamily(
+        yield _gauge(
             "underpass_agent_ready", "1 when nothing is pending", value=not self._report.pending()
         )
         yield from self._pods()
         yield from self._dataplane()
         yield from self._control_plane()
+        yield from self._xds()
         yield from self._certificates()
+        yield from _process()
 
     def _pods(self) -> "Iterator[Metric]":
         summary = self._report.summary()
-        pods = GaugeMetricFamily(
+        pods = _gauge(
             "underpass_agent_pods", "Pods of the node by how far they are", labels=["state"]
         )
         pods.add_metric(["listed"], summary.total)
@@ -102,7 +123,12 @@ class AgentMetrics:
         pods.add_metric(["verified"], summary.verified)
         pods.add_metric(["failed"], summary.failed)
         yield pods
-        yield CounterMetricFamily(
+        yield _gauge(
+            "workload_manager_pending_proxy_count",
+            "Pods that aren't served yet",
+            value=summary.total - summary.captured,
+        )
+        yield _counter(
             "underpass_agent_redirection_repairs",
             "Pods whose changed rules were put back",
             value=self._report.repairs,
@@ -110,15 +136,15 @@ class AgentMetrics:
 
     def _dataplane(self) -> "Iterator[Metric]":
         view = self._report.supervised()
-        yield GaugeMetricFamily(
+        yield _gauge(
             "underpass_agent_dataplane_up",
             "1 while a data plane serves",
             value=bool(view.instance_id),
         )
-        yield CounterMetricFamily(
+        yield _counter(
             "underpass_agent_dataplane_losses", "Data planes lost unasked", value=view.restarts
         )
-        yield CounterMetricFamily(
+        yield _counter(
             "underpass_agent_without_service_seconds",
             "Time in which no data plane served the pods",
             value=view.seconds_without_service,
@@ -126,10 +152,10 @@ class AgentMetrics:
 
     def _control_plane(self) -> "Iterator[Metric]":
         view = self._report.control_plane()
-        yield GaugeMetricFamily(
+        yield _gauge(
             "underpass_agent_xds_connected", "1 while connected to it", value=view.connected
         )
-        rejected = GaugeMetricFamily(
+        rejected = _gauge(
             "underpass_agent_rejected_resources",
             "Resources whose newest version was rejected",
             labels=["type"],
@@ -137,6 +163,24 @@ class AgentMetrics:
         for name, entry in view.types.items():
             rejected.add_metric([name.rpartition(".")[2]], len(entry.rejected))
         yield rejected
+
+    def _xds(self) -> "Iterator[Metric]":
+        """facts ztunnel 12.1"""
+        status = self._report.xds()
+        ends = _counter(
+            "istio_xds_connection_terminations", "Streams that ended, by reason", labels=["reason"]
+        )
+        messages = _counter("istio_xds_message", "Messages received", labels=["url"])
+        size = _counter("istio_xds_message_bytes", "Bytes of messages received", labels=["url"])
+        for reason, count in status.terminations.items():
+            ends.add_metric([reason], count)
+        for url, (count, total) in status.messages.items():
+            messages.add_metric([url], count)
+            size.add_metric([url], total)
+        for family in (ends, messages, size):
+            # As upstream, which leaves out what is empty.
+            if family.samples:
+                yield family
 
     def _certificates(self) -> "Iterator[Metric]":
         """By state, not by identity: the number of series stays small on any node."""
@@ -146,15 +190,34 @@ class AgentMetrics:
             states[entry.state] = states.get(entry.state, 0) + 1
             if entry.not_after is not None:
                 expiries.append(entry.not_after.timestamp())
-        family = GaugeMetricFamily(
-            "underpass_agent_certificates", "Identities by state", labels=["state"]
-        )
+        family = _gauge("underpass_agent_certificates", "Identities by state", labels=["state"])
         for state, count in states.items():
             family.add_metric([state.lower()], count)
         yield family
         if expiries:
-            yield GaugeMetricFamily(
+            yield _gauge(
                 "underpass_agent_next_certificate_expiry_timestamp_seconds",
                 "When the first certificate expires",
                 value=min(expiries),
             )
+
+
+def _process() -> "Iterator[Metric]":
+    """process_* are the data plane's."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # One of them is the folder being listed.
+    opened = len(os.listdir("/proc/self/fd")) - 1
+    yield _gauge("underpass_agent_open_fds", "Open file descriptors of the agent", value=opened)
+    yield _gauge("underpass_agent_max_fds", "Its limit of them", value=soft)
+
+
+def _gauge(
+    name: str, text: str, value: float | None = None, labels: list[str] | None = None
+) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, f"{text} (unstable)", value=value, labels=labels)
+
+
+def _counter(
+    name: str, text: str, value: float | None = None, labels: list[str] | None = None
+) -> CounterMetricFamily:
+    return CounterMetricFamily(name, f"{text} (unstable)", value=value, labels=labels)

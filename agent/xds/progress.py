@@ -1,6 +1,7 @@
 """Gathers what happens to a configuration source into its status."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -23,6 +24,8 @@ class Progress:
         self._last_push: datetime | None = None
         self._processed: set[str] = set()
         self._rejected: dict[str, dict[str, str]] = {name: {} for name in TYPES}
+        self._messages: dict[str, tuple[int, int]] = {}
+        self._terminations: Counter[str] = Counter()
 
     def snapshot(self, *, note: str = "") -> XdsStatus:
         """`note` is shown where there is no error."""
@@ -37,6 +40,8 @@ class Progress:
             last_error=self._error or note,
             last_push=self._last_push,
             types=types,
+            messages=dict(self._messages),
+            terminations=dict(self._terminations),
         )
 
     def connected(self) -> None:
@@ -49,6 +54,17 @@ class Progress:
         self._turn(False)
         self._error = text
         return news
+
+    def received(self, type_url: str, size: int) -> None:
+        """A message, taken or refused."""
+        # Types that nobody asked for share a row: whoever sends must not make rows.
+        name = type_url if type_url in TYPES else "other"
+        messages, total = self._messages.get(name, (0, 0))
+        self._messages[name] = (messages + 1, total + size)
+
+    def terminated(self, reason: str) -> None:
+        """A stream's end: ConnectionError, Error, Reconnect or Complete."""
+        self._terminations[reason] += 1
 
     def troubled(self, text: str) -> None:
         """Something is wrong, though the source goes on."""

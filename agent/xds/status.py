@@ -27,6 +27,10 @@ class XdsStatus:
     last_error: str = ""
     last_push: datetime | None = None
     types: Mapping[str, TypeStatus] = field(default_factory=dict)
+    # Type URL -> messages and their bytes.
+    messages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    # Reason (facts ztunnel 12.1) -> streams that ended so.
+    terminations: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def processed(self) -> bool:

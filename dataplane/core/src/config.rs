@@ -84,6 +84,26 @@ pub struct TelemetryConfig {
     pub istio_version: String,
 }
 
+impl TelemetryConfig {
+    fn parse(raw: &pb::Telemetry) -> Self {
+        let ttl = match raw.series_ttl_ms {
+            0 => 900_000,
+            ttl => ttl.into(),
+        };
+        Self {
+            otlp_endpoint: some(&raw.otlp_endpoint),
+            series_ttl: Duration::from_millis(ttl),
+            istio_version: text_or(&raw.istio_version, "unknown"),
+        }
+    }
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self::parse(&pb::Telemetry::default())
+    }
+}
+
 impl Ports {
     /// The proxy's own ports: never a destination (facts ztunnel 1.1, `illegal_ports`).
     pub fn is_own(&self, port: u16) -> bool {
@@ -150,7 +170,6 @@ impl Config {
         }
         let dns = raw.dns.clone().unwrap_or_default();
         let http2 = raw.http2.unwrap_or_default();
-        let telemetry = raw.telemetry.clone().unwrap_or_default();
         let or = |value: u32, default: u32| if value == 0 { default } else { value };
         Ok(Self {
             node: raw.node.clone(),
@@ -185,11 +204,7 @@ impl Config {
             response_baggage: !raw.response_baggage_off,
             http2: windows(&http2)?,
             keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
-            telemetry: TelemetryConfig {
-                otlp_endpoint: some(&telemetry.otlp_endpoint),
-                series_ttl: Duration::from_millis(or(telemetry.series_ttl_ms, 900_000).into()),
-                istio_version: text_or(&telemetry.istio_version, "unknown"),
-            },
+            telemetry: TelemetryConfig::parse(&raw.telemetry.clone().unwrap_or_default()),
         })
     }
 }

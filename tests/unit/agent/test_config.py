@@ -315,3 +315,25 @@ def test_no_environment_does_worse_than_mistakes(environ: dict[str, str]) -> Non
     # `pods` is missing in most cases, so a value that loads is the exception, never a traceback.
     with contextlib.suppress(ConfigErrors):
         config.load({}, environ | {"PATH": os.defpath}, None)
+
+
+def test_log_and_telemetry_reach_the_data_plane(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(
+        "log: {omit-fields: [src.addr, bytes_sent], sample: 10, queue: 500}\n"
+        "telemetry: {otlp-endpoint: http://otel:4317/, series-ttl: 1m, istio-version: '1.30'}\n"
+    )
+    loaded = load({"UNDERPASS_LOG_POLICY_DECISIONS": "on"}, file)
+    sent = parts.instance_config(loaded)
+    assert list(sent.log.omit_fields) == ["src.addr", "bytes_sent"]
+    assert (sent.log.sample_one_in, sent.log.queue_lines) == (10, 500)
+    assert sent.log.policy_decisions
+    assert sent.telemetry.otlp_endpoint == "http://otel:4317"
+    assert (sent.telemetry.series_ttl_ms, sent.telemetry.istio_version) == (60_000, "1.30")
+
+
+def test_bad_log_and_telemetry_settings_say_what_would_be_right() -> None:
+    found = mistakes(log_omit_fields="src.adr", telemetry_otlp_endpoint="https://otel:4317")
+    text = "\n".join(found)
+    assert "--log-omit-fields: 'src.adr': 'src.adr' is no access log field; there are src" in text
+    assert "--telemetry-otlp-endpoint: 'https://otel:4317': not an address; write http:" in text

@@ -107,7 +107,7 @@ impl Instance {
     fn make_node(&self, raw: pb::InstanceConfig, config: Config) -> Node {
         let config = Arc::new(config);
         let log = raw.log.clone().unwrap_or_default();
-        let telemetry = Telemetry::new(&log, self.install_log);
+        let telemetry = Telemetry::new(&log, &config.telemetry, self.install_log);
         self.certs.trust.count_with(telemetry.metrics.crl.clone());
         tracing::info!(node = config.node, instance = self.id, "configured");
         let shared = Arc::new(Shared {
@@ -195,7 +195,7 @@ impl Node {
     /// Changes what may change live. A bad log filter is refused and changes nothing.
     pub fn reconfigure(&self, ask: pb::Configure) -> Result<(), Failure> {
         if let Some(log) = ask.log {
-            let bad = |text| Failure::invalid("log.filter", text);
+            let bad = |(field, text)| Failure::invalid(field, text);
             self.shared.telemetry.configure(&log).map_err(bad)?;
             self.raw.lock().log = Some(log);
         }

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use pb::reply::Body;
+use tokio::sync::mpsc;
 
 use super::answer::Answer;
 use super::failure::{Code, Failure};
@@ -16,8 +17,56 @@ type Pieces = Box<dyn Iterator<Item = Vec<u8>> + Send>;
 
 pub(super) async fn metrics(instance: &Instance, answer: &Answer) -> Result<Body, Failure> {
     let telemetry = instance.configured()?.shared.telemetry.clone();
-    let text = off_the_workers(move || telemetry.encode()).await?;
-    whole(text.into(), answer).await
+    let (mut pieces, mut rest) = Text::new();
+    let writing = tokio::task::spawn_blocking(move || {
+        // Fails when the reader is gone; then the text goes nowhere.
+        let _ = telemetry.encode_to(&mut pieces);
+        pieces.finish();
+    });
+    // One behind, since the last has a form of its own.
+    let mut last = Bytes::new();
+    while let Some(piece) = rest.recv().await {
+        let before = std::mem::replace(&mut last, piece);
+        if !before.is_empty() && !answer.more(chunk(before)).await {
+            return Ok(chunk(Bytes::new()));
+        }
+    }
+    let done = writing.await;
+    done.map_err(|error| Failure::new(Code::Internal, "", error.to_string()))?;
+    Ok(chunk(last))
+}
+
+/// Text that is sent while it is being made. The maker waits for a slow reader.
+struct Text {
+    chunks: mpsc::Sender<Bytes>,
+    next: String,
+}
+
+impl Text {
+    fn new() -> (Self, mpsc::Receiver<Bytes>) {
+        let (chunks, rest) = mpsc::channel(1);
+        let next = String::new();
+        (Self { chunks, next }, rest)
+    }
+
+    /// False when nobody reads.
+    fn finish(&mut self) -> bool {
+        let text = std::mem::take(&mut self.next);
+        self.chunks.blocking_send(text.into()).is_ok()
+    }
+}
+
+impl std::fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if self.next.is_empty() {
+            self.next.reserve(CHUNK.max(text.len()));
+        }
+        self.next.push_str(text);
+        match self.next.len() < CHUNK || self.finish() {
+            true => Ok(()),
+            false => Err(std::fmt::Error),
+        }
+    }
 }
 
 pub(super) async fn dump(

@@ -243,7 +243,7 @@ impl Open {
                 connection.bytes(),
                 connection.opened.elapsed(),
                 error.as_deref(),
-                self.telemetry.access_log_off(),
+                result.is_ok() && !self.telemetry.settings.tells_good_end(),
             );
         });
     }

@@ -131,7 +131,9 @@ pub enum Failed {
 }
 
 impl Failed {
-    /// facts ztunnel 12.2; a failed handshake is TLS_FAILURE, which upstream shows as CONNECT.
+    /// facts ztunnel 12.2. Beyond upstream, which shows these three as CONNECT: a failed handshake
+    /// is TLS_FAILURE, a refusal by the peer's policies (401) is DENY here too, and what broke after
+    /// bytes could be relayed is MID_STREAM.
     pub fn flags(&self) -> Flags {
         match self {
             Self::Denied(_) | Self::LateDenied(_) => Flags::Deny,
@@ -145,14 +147,15 @@ impl Failed {
                 hbone::Error::ConnectTimeout(..) => Flags::NetworkPolicy,
                 hbone::Error::Tls(..) | hbone::Error::Untrusted(..) => Flags::TlsFailure,
                 hbone::Error::Timeout(_, what, _) if what.contains("TLS") => Flags::TlsFailure,
-                hbone::Error::Http2(..) => Flags::H2HandshakeFailure,
+                hbone::Error::Timeout(_, what, _) if *what == "CONNECT" => Flags::Connect,
+                hbone::Error::Http2(..) | hbone::Error::Timeout(..) => Flags::H2HandshakeFailure,
+                hbone::Error::Status(401) => Flags::Deny,
                 _ => Flags::Connect,
             },
-            Self::Connect(..)
-            | Self::ConnectTimeout(..)
-            | Self::NoSocket(_)
-            | Self::Copy(_)
-            | Self::Panicked => Flags::Connect,
+            Self::Connect(..) | Self::ConnectTimeout(..) | Self::NoSocket(_) | Self::Panicked => {
+                Flags::Connect
+            }
+            Self::Copy(_) => Flags::MidStream,
             Self::Drained => Flags::None,
         }
     }

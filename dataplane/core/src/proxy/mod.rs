@@ -50,6 +50,8 @@ mod e2e_tests;
 #[cfg(test)]
 mod enforcement_tests;
 #[cfg(test)]
+mod flags_tests;
+#[cfg(test)]
 mod route_tests;
 #[cfg(test)]
 mod settings_tests;
@@ -151,20 +153,24 @@ impl PodProxy {
             let changes = pod.shared.store.subscribe();
             self.service.spawn(recheck::watch(pod.clone(), changes));
         }
+        let metrics = &pod.shared.telemetry.metrics;
+        let outgoing = metrics.source_sockets.clone();
+        let incoming = metrics.destination_sockets.clone();
         let (p, t) = (pod.clone(), traffic.clone());
         self.listen(outbound, move |stream, peer| {
-            t.spawn(sized::<1280, _>(outbound::handle(p.clone(), stream, peer)));
+            let handle = outbound::handle(p.clone(), stream, peer);
+            t.spawn_counted(&outgoing, sized::<1280, _>(handle));
         });
-        let (p, t) = (pod.clone(), traffic.clone());
+        let (p, t, open) = (pod.clone(), traffic.clone(), incoming.clone());
         self.listen(inbound_plaintext, move |stream, peer| {
             let handle = inbound_plaintext::handle(p.clone(), stream, peer);
-            t.spawn(sized::<1024, _>(handle));
+            t.spawn_counted(&open, sized::<1024, _>(handle));
         });
         let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
         self.listen(inbound_hbone, move |stream, peer| {
             let (pod, tasks) = (p.clone(), t.clone());
             let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
-            t.spawn(sized::<4096, _>(tunnel));
+            t.spawn_counted(&incoming, sized::<4096, _>(tunnel));
         });
     }
 

@@ -157,6 +157,8 @@ impl Pod {
             }
             (verdict, _) => verdict,
         };
+        let at_info = self.shared.telemetry.settings.policy_decisions();
+        log_decision(at_info, src, subject.dst, &verdict);
         match verdict {
             Verdict::Allow { by } => {
                 metrics.verdict(by.as_deref(), true);
@@ -213,6 +215,21 @@ impl Pod {
             Ok(Err(error)) => Err(Failed::Connect(dst, error)),
             Err(_) => Err(Failed::ConnectTimeout(dst, patience)),
         }
+    }
+}
+
+/// facts ztunnel 5.2
+fn log_decision(at_info: bool, src: SocketAddr, dst: SocketAddr, verdict: &Verdict) {
+    let (verdict, policy) = match verdict {
+        Verdict::Allow { by } => ("allow", by.as_deref()),
+        Verdict::Deny(reason) => {
+            let policy = super::error::deciding_policy(reason);
+            ("deny", policy.map(AsRef::as_ref))
+        }
+    };
+    match at_info {
+        true => tracing::info!(target: "policy", %src, %dst, verdict, policy, "decision"),
+        false => tracing::debug!(target: "policy", %src, %dst, verdict, policy, "decision"),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, watch};
 
 /// Dropping it doesn't end the tasks; `cut` does.
@@ -25,6 +26,9 @@ struct Alive {
 /// Counts as a live task until dropped.
 struct Guard(Arc<Alive>);
 
+/// One in a gauge until dropped.
+struct Counted(Gauge);
+
 impl Tasks {
     pub fn new(panics: Counter) -> Self {
         Self {
@@ -34,8 +38,17 @@ impl Tasks {
         }
     }
 
+    /// Counted in `open` as long as the work lives.
+    pub fn spawn_counted(&self, open: &Gauge, work: impl Future<Output = ()> + Send + 'static) {
+        self.run(Some(Counted::new(open)), work);
+    }
+
     /// A panic ends this task only; it is counted and logged. After `cut` nothing runs any more.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.run(None, work);
+    }
+
+    fn run(&self, open: Option<Counted>, work: impl Future<Output = ()> + Send + 'static) {
         let guard = Guard::new(&self.alive);
         let mut cut = self.cut.subscribe();
         let panics = self.panics.clone();
@@ -43,7 +56,7 @@ impl Tasks {
         let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         tokio::spawn(async move {
             // Outlives the work, so that "none is left" means that all work was dropped.
-            let _guard = guard;
+            let _guards = (guard, open);
             tokio::select! {
                 biased;
                 // Only fails when the set is gone, and then nobody can cut.
@@ -78,6 +91,19 @@ impl Tasks {
             }
             notified.await;
         }
+    }
+}
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

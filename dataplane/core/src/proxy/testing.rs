@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{PodProxy, Shared};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, TelemetryConfig};
 use crate::identity::Identity;
 use crate::inpod::{Descriptors, Listeners, Netns, PodInfo};
 use crate::state::Store;
@@ -71,6 +71,8 @@ pub struct Side {
 pub struct World {
     pub web: Side,
     pub db: Side,
+    /// That signed both.
+    pub ca: Ca,
     log: Receiver<Vec<u8>>,
     seen: String,
     _log: tracing::subscriber::DefaultGuard,
@@ -237,6 +239,12 @@ impl Side {
         self.test.ip(args);
     }
 
+    /// Further rules in the pod's namespace.
+    pub fn nft(&self, rules: &str) {
+        let net = format!("--net=/run/netns/{}", self.test.name);
+        run(&["nsenter", &net, "nft", rules]);
+    }
+
     /// As an application of the pod would.
     pub async fn dial(&self, dst: &str) -> std::io::Result<TcpStream> {
         let dst: SocketAddr = dst.parse().unwrap();
@@ -316,10 +324,11 @@ impl World {
         let ca = Ca::new("root");
         Self {
             web: {
-                let telemetry = Telemetry::new(&config, false);
+                let telemetry = Telemetry::new(&config, &TelemetryConfig::default(), false);
                 Side::new("web", "node-1", web, &ca, telemetry, settings)
             },
             db: Side::new("db", "node-2", db, &ca, at_db, settings),
+            ca,
             log,
             seen: String::new(),
             _log: guard,

@@ -9,6 +9,31 @@ use tracing::field::display;
 
 use super::labels::Labels;
 
+pub const TARGET: &str = "access";
+
+/// All fields of its lines, by the names under which they may be left out (LogConfig.omit_fields).
+pub const FIELDS: &[&str] = &[
+    "src.addr",
+    "src.workload",
+    "src.namespace",
+    "src.identity",
+    "src.cluster",
+    "dst.addr",
+    "dst.hbone_addr",
+    "dst.service",
+    "dst.workload",
+    "dst.namespace",
+    "dst.identity",
+    "dst.cluster",
+    "direction",
+    "bytes_sent",
+    "bytes_recv",
+    "duration",
+    "error",
+    "policy",
+    "outcome",
+];
+
 /// What a line says. Absent values are omitted.
 pub struct Access<'a> {
     pub direction: &'static str,
@@ -38,7 +63,7 @@ macro_rules! line {
             identity.as_ref().filter(|_| access.labels.mtls).map(ToString::to_string)
         };
         tracing::$level!(
-            target: "access",
+            target: TARGET,
             {
             src.addr = display(access.src_addr),
             src.workload = some(access.src_workload),
@@ -102,7 +127,7 @@ pub fn complete(
 
 /// When it begins; only to debug.
 pub fn opened(access: &Access<'_>) {
-    if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+    if tracing::enabled!(target: TARGET, tracing::Level::DEBUG) {
         in_span(access, || line!(debug, access, "connection opened",));
     }
 }
@@ -110,7 +135,7 @@ pub fn opened(access: &Access<'_>) {
 /// A connection that was refused before anything was known of it.
 pub fn failed(direction: &'static str, src: SocketAddr, dst: Option<SocketAddr>, error: &str) {
     tracing::warn!(
-        target: "access",
+        target: TARGET,
         {
         src.addr = display(src),
         dst.addr = dst.map(display),
@@ -130,7 +155,7 @@ pub fn dry_run(
     identity: Option<&str>,
 ) {
     tracing::info!(
-        target: "access",
+        target: TARGET,
         {
         src.addr = display(src),
         src.identity = identity,
@@ -146,8 +171,8 @@ pub fn dry_run(
 fn in_span(access: &Access<'_>, line: impl FnOnce()) {
     let id = display(access.trace);
     let span = match access.direction {
-        "inbound" => tracing::info_span!(target: "access", "inbound", id),
-        _ => tracing::info_span!(target: "access", "outbound", id),
+        "inbound" => tracing::info_span!(target: TARGET, "inbound", id),
+        _ => tracing::info_span!(target: TARGET, "outbound", id),
     };
     span.in_scope(line);
 }

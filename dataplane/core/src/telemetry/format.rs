@@ -1,6 +1,7 @@
 //! How a log event becomes a line (facts ztunnel 12.5): text or JSON.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -10,6 +11,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::access;
+use super::settings::{Omitted, Settings};
 use super::writer::LineWriter;
 
 /// Our own modules are named without this in text, as upstream does with its crate.
@@ -25,6 +28,7 @@ pub enum Format {
 pub struct Lines {
     pub format: Format,
     pub writer: LineWriter,
+    pub settings: Arc<Settings>,
 }
 
 /// A span's fields, rendered when it was made.
@@ -35,6 +39,44 @@ struct Fields {
     format: Format,
     message: String,
     rest: String,
+    /// Of the access log only.
+    omitted: Option<Omitted>,
+}
+
+impl Format {
+    /// The line that tells of lost ones, made by the writer itself.
+    pub fn lost_lines(self) -> fn(u64) -> String {
+        match self {
+            Self::Text => |lines| lost_lines(Self::Text, lines),
+            Self::Json => |lines| lost_lines(Self::Json, lines),
+        }
+    }
+
+    fn line(
+        self,
+        level: &Level,
+        target: &str,
+        spans: &[(&'static str, String)],
+        fields: &Fields,
+    ) -> String {
+        let mut time = String::with_capacity(512);
+        if SystemTime.format_time(&mut Writer::new(&mut time)).is_err() {
+            time.clear();
+        }
+        match self {
+            Self::Text => text_line(time, level, target, spans, fields),
+            Self::Json => json_line(&time, level, target, spans, fields),
+        }
+    }
+}
+
+fn lost_lines(format: Format, lines: u64) -> String {
+    let mut fields = Fields::new(format);
+    fields
+        .message
+        .push_str("log lines lost: their reader is too slow");
+    fields.push("lines", lines);
+    format.line(&Level::WARN, "underpass_core::telemetry", &[], &fields)
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
@@ -58,23 +100,21 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let meta = event.metadata();
         let mut fields = Fields::new(self.format);
-        event.record(&mut fields);
-        let mut time = String::with_capacity(512);
-        if SystemTime.format_time(&mut Writer::new(&mut time)).is_err() {
-            time.clear();
+        if meta.target() == access::TARGET {
+            fields.omitted = Some(self.settings.omitted());
         }
+        event.record(&mut fields);
         let mut spans = Vec::new();
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(SpanFields(text)) = span.extensions().get::<SpanFields>() {
                 spans.insert(0, (span.name(), text.clone()));
             }
         }
-        let meta = event.metadata();
-        let line = match self.format {
-            Format::Text => text_line(time, meta.level(), meta.target(), &spans, &fields),
-            Format::Json => json_line(&time, meta.level(), meta.target(), &spans, &fields),
-        };
+        let line = self
+            .format
+            .line(meta.level(), meta.target(), &spans, &fields);
         self.writer.line(line);
     }
 }
@@ -160,31 +200,43 @@ impl Fields {
             format,
             message: String::new(),
             rest: String::new(),
+            omitted: None,
         }
     }
 
-    fn key(&mut self, field: &Field) {
+    fn omits(&self, field: &Field) -> bool {
+        let omitted = self.omitted.as_ref();
+        omitted.is_some_and(|omitted| omitted.has(field.name()))
+    }
+
+    fn key(&mut self, name: &str) {
         match self.format {
             Format::Text => {
                 if !self.rest.is_empty() {
                     self.rest.push(' ');
                 }
-                self.rest.push_str(field.name());
+                self.rest.push_str(name);
                 self.rest.push('=');
             }
             Format::Json => {
                 if !self.rest.is_empty() {
                     self.rest.push(',');
                 }
-                push_json_text(&mut self.rest, field.name());
+                push_json_text(&mut self.rest, name);
                 self.rest.push(':');
             }
         }
     }
 
-    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
-        self.key(field);
+    fn push(&mut self, name: &str, value: impl fmt::Display) {
+        self.key(name);
         let _ = write!(self.rest, "{value}");
+    }
+
+    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
+        if !self.omits(field) {
+            self.push(field.name(), value);
+        }
     }
 }
 
@@ -194,7 +246,10 @@ impl Visit for Fields {
             push_one_line(&mut self.message, self.format, value);
             return;
         }
-        self.key(field);
+        if self.omits(field) {
+            return;
+        }
+        self.key(field.name());
         match self.format {
             Format::Text => {
                 let _ = write!(self.rest, "{value:?}");
@@ -222,7 +277,10 @@ impl Visit for Fields {
             push_one_line(&mut self.message, self.format, &text);
             return;
         }
-        self.key(field);
+        if self.omits(field) {
+            return;
+        }
+        self.key(field.name());
         match self.format {
             Format::Text => push_one_line(&mut self.rest, self.format, &text),
             Format::Json => push_json_text(&mut self.rest, &text),

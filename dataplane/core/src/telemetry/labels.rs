@@ -27,6 +27,8 @@ pub enum Flags {
     NetworkPolicy,
     IdentityError,
     CertRevoked,
+    /// Ours: bytes could be relayed, then the connection broke; upstream shows it as `CONNECT`.
+    MidStream,
 }
 
 /// One end of a connection. Empty texts are shown as `unknown`.
@@ -69,7 +71,7 @@ impl Reporter {
 }
 
 impl Flags {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -78,6 +80,7 @@ impl Flags {
         Self::NetworkPolicy,
         Self::IdentityError,
         Self::CertRevoked,
+        Self::MidStream,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -90,6 +93,7 @@ impl Flags {
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
             Self::CertRevoked => "CERT_REVOKED",
+            Self::MidStream => "MID_STREAM",
         }
     }
 }

@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::bounds::Bounds;
+use super::counts::Counts;
 use super::dns::DnsMetrics;
+use super::labels::Reporter;
+use super::process::{self, Process};
 use super::traffic::Traffic;
+use crate::config::TelemetryConfig;
 use crate::state::Told;
 use crate::tls::{CrlCounters, RoleCounters};
 
@@ -51,25 +54,23 @@ struct ReporterLabels {
     reporter: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BuildLabels {
-    component: &'static str,
-    tag: &'static str,
-}
-
 /// Handles that the proxies count with.
 pub struct Metrics {
     registry: Registry,
+    /// Apart: much text, written without a lock.
+    traffic_registry: Registry,
     pub traffic: Arc<Traffic>,
     pub dns: DnsMetrics,
-    verdicts: Family<VerdictLabels, Counter>,
-    dry_run: Family<DryRunLabels, Counter>,
+    verdicts: Counts<VerdictLabels>,
+    dry_run: Counts<DryRunLabels>,
     refusals: Family<RefusalLabels, Counter>,
     registry_only: Family<OutcomeLabels, Counter>,
     waypoint_required: Family<OutcomeLabels, Counter>,
     on_demand: Family<OutcomeLabels, Counter>,
     pub inbound_connections: Gauge,
     pub outbound_connections: Gauge,
+    pub source_sockets: Gauge,
+    pub destination_sockets: Gauge,
     pub tunnels: Gauge,
     pub panics: Counter,
     pub accept_errors: Counter,
@@ -82,30 +83,15 @@ pub struct Metrics {
     pub log_lines_dropped: Arc<AtomicU64>,
 }
 
-/// What the operating system and the runtime say at the moment of a scrape.
-#[derive(Debug)]
-struct Process {
-    log_lines_dropped: Arc<AtomicU64>,
-}
-
 impl Metrics {
-    pub fn new() -> Self {
-        let mut registry = Registry::default();
-        let traffic = Arc::new(Traffic::default());
-        registry.register_collector(Box::new(traffic.clone()));
-        let build: Family<BuildLabels, Gauge> = Family::default();
-        build
-            .get_or_create(&BuildLabels {
-                // Dashboards and istioctl look for this name.
-                component: "ztunnel",
-                tag: concat!("underpass-", env!("CARGO_PKG_VERSION")),
-            })
-            .set(1);
-        registry.register("istio_build", "Component build info", build);
+    pub fn new(config: &TelemetryConfig) -> Self {
+        let (mut registry, mut traffic_registry) = (Registry::default(), Registry::default());
+        let evicted = Counter::default();
+        let traffic = Arc::new(Traffic::new(config.series_ttl, evicted.clone()));
+        traffic_registry.register_collector(Box::new(traffic.clone()));
+        process::register_build(&mut registry, &config.istio_version);
         let log_lines_dropped = Arc::new(AtomicU64::new(0));
-        registry.register_collector(Box::new(Process {
-            log_lines_dropped: log_lines_dropped.clone(),
-        }));
+        registry.register_collector(Box::new(Process::new(log_lines_dropped.clone())));
         let connections: Family<DirectionLabels, Gauge> = Family::default();
         let live = |direction| connections.get_or_create_owned(&DirectionLabels { direction });
         let crl = CrlCounters {
@@ -120,18 +106,36 @@ impl Metrics {
                 "Tunnels whose chain is too long to be checked against later CRLs (unstable)",
             ),
         };
+        let sockets: Family<ReporterLabels, Gauge> = Family::default();
+        let open = |reporter: Reporter| {
+            let reporter = reporter.as_str();
+            sockets.get_or_create_owned(&ReporterLabels { reporter })
+        };
         let mut metrics = Self {
+            verdicts: Counts::register(
+                &mut registry,
+                "underpass_policy_verdicts",
+                "Inbound connections by verdict and deciding policy (unstable)",
+                &evicted,
+            ),
+            dry_run: Counts::register(
+                &mut registry,
+                "underpass_policy_dry_run",
+                "What dry-run policies would have done (unstable)",
+                &evicted,
+            ),
             registry: Registry::default(),
+            traffic_registry,
             traffic,
             dns: DnsMetrics::register(&mut registry),
-            verdicts: Family::default(),
-            dry_run: Family::default(),
             refusals: Family::default(),
             registry_only: Family::default(),
             waypoint_required: Family::default(),
             on_demand: Family::default(),
             inbound_connections: live("inbound"),
             outbound_connections: live("outbound"),
+            source_sockets: open(Reporter::Source),
+            destination_sockets: open(Reporter::Destination),
             tunnels: Gauge::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
@@ -147,6 +151,16 @@ impl Metrics {
             "Live connections (unstable)",
             connections,
         );
+        registry.register(
+            "istio_tcp_sockets_open",
+            "Sockets accepted from clients and peers that are open (unstable)",
+            sockets,
+        );
+        registry.register(
+            "underpass_series_evicted",
+            "Label sets forgotten because nobody used them (unstable)",
+            evicted,
+        );
         metrics.register_ours(&mut registry);
         metrics.registry = registry;
         metrics
@@ -154,16 +168,6 @@ impl Metrics {
 
     fn register_ours(&self, registry: &mut Registry) {
         self.bounds.register(registry);
-        registry.register(
-            "underpass_policy_verdicts",
-            "Inbound connections by verdict and deciding policy (unstable)",
-            self.verdicts.clone(),
-        );
-        registry.register(
-            "underpass_policy_dry_run",
-            "What dry-run policies would have done (unstable)",
-            self.dry_run.clone(),
-        );
         registry.register(
             "underpass_refusals",
             "Connections refused before they were routed (unstable)",
@@ -216,29 +220,29 @@ impl Metrics {
         );
     }
 
-    pub fn encode(&self) -> Result<String, fmt::Error> {
+    /// The families of the registry hold locks while they are written, so these are written to
+    /// memory first: whoever reads `out` may be slow.
+    pub fn encode(&self, out: &mut impl fmt::Write) -> fmt::Result {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        encode_registry(&mut text, &self.registry)?;
+        out.write_str(&text)?;
+        encode_registry(out, &self.traffic_registry)?;
+        encode_eof(out)
     }
 
     /// `policy` is the deciding one, `-` where none was.
     pub fn verdict(&self, policy: Option<&str>, allowed: bool) {
-        self.verdicts
-            .get_or_create(&VerdictLabels {
-                policy: policy.unwrap_or("-").to_owned(),
-                verdict: if allowed { "allow" } else { "deny" },
-            })
-            .inc();
+        self.verdicts.inc(VerdictLabels {
+            policy: policy.unwrap_or("-").to_owned(),
+            verdict: if allowed { "allow" } else { "deny" },
+        });
     }
 
     pub fn dry_run(&self, policy: &str, outcome: &'static str) {
-        self.dry_run
-            .get_or_create(&DryRunLabels {
-                policy: policy.to_owned(),
-                outcome,
-            })
-            .inc();
+        self.dry_run.inc(DryRunLabels {
+            policy: policy.to_owned(),
+            outcome,
+        });
     }
 
     /// Otherwise it was let through in dry-run.
@@ -283,67 +287,4 @@ fn by_reporter(registry: &mut Registry, name: &str, help: &str) -> RoleCounters 
     };
     registry.register(name, help, family);
     counters
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Collector for Process {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut gauge = |name: &str, help: &str, value: i64| {
-            ConstGauge::new(value).encode(encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                MetricType::Gauge,
-            )?)
-        };
-        if let Some(open) = open_fds() {
-            gauge("process_open_fds", "Number of open file descriptors", open)?;
-        }
-        if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(
-                "process_max_fds",
-                "Limit of open file descriptors",
-                i64::try_from(limit).unwrap_or(i64::MAX),
-            )?;
-        }
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let runtime = runtime.metrics();
-            let mut count = |name: &str, help: &str, value: usize| {
-                gauge(name, help, i64::try_from(value).unwrap_or(i64::MAX))
-            };
-            count(
-                "tokio_num_workers",
-                "Worker threads (unstable)",
-                runtime.num_workers(),
-            )?;
-            count(
-                "tokio_num_alive_tasks",
-                "Tasks alive (unstable)",
-                runtime.num_alive_tasks(),
-            )?;
-            count(
-                "tokio_global_queue_depth",
-                "Tasks that wait for a worker (unstable)",
-                runtime.global_queue_depth(),
-            )?;
-        }
-        ConstCounter::new(self.log_lines_dropped.load(Relaxed)).encode(encoder.encode_descriptor(
-            "underpass_log_lines_dropped",
-            "Log lines lost because the reader of our output is too slow (unstable)",
-            None,
-            MetricType::Counter,
-        )?)
-    }
-}
-
-/// None where /proc isn't mounted.
-fn open_fds() -> Option<i64> {
-    let count = std::fs::read_dir("/proc/self/fd").ok()?.count();
-    // One of them is the directory that we are reading.
-    i64::try_from(count).ok().map(|count| count - 1)
 }

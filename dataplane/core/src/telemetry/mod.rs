@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,14 +11,18 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Registry, reload};
 
+use crate::config::TelemetryConfig;
 use crate::wire::control as pb;
 
 pub mod access;
 mod bounds;
+mod counts;
 mod dns;
 mod format;
 mod labels;
 mod metrics;
+mod process;
+mod settings;
 mod traffic;
 mod verdicts;
 mod writer;
@@ -35,6 +38,7 @@ pub use traffic::Series;
 pub use verdicts::{Happened, KEPT, Verdicts};
 
 use format::{Format, Lines};
+use settings::Settings;
 use writer::LineWriter;
 
 /// Gives its unflushed counts to the metrics; called before each scrape.
@@ -48,18 +52,18 @@ pub struct Telemetry {
     pub verdicts: Verdicts,
     live: Mutex<Vec<std::sync::Weak<dyn Flush>>>,
     filter: reload::Handle<Targets, Registry>,
-    access_off: AtomicBool,
+    pub settings: Arc<Settings>,
     writer: Option<LineWriter>,
 }
 
 impl Telemetry {
     /// Installs the process's tracing subscriber when `install` is set (once a process). A bad
     /// filter is reported in the log and replaced by `info`.
-    pub fn new(log: &pb::LogConfig, install: bool) -> Arc<Self> {
+    pub fn new(log: &pb::LogConfig, config: &TelemetryConfig, install: bool) -> Arc<Self> {
         if !install {
-            return Self::build(log, None).0;
+            return Self::build(log, config, None).0;
         }
-        let (telemetry, subscriber) = Self::build(log, Some(Box::new(std::io::stdout())));
+        let (telemetry, subscriber) = Self::build(log, config, Some(Box::new(std::io::stdout())));
         if tracing::subscriber::set_global_default(subscriber).is_err() {
             tracing::warn!("a log subscriber was installed before; log settings have no effect");
         }
@@ -70,26 +74,37 @@ impl Telemetry {
                 "bad log filter, using info"
             );
         }
+        if let Err(error) = settings::check_omitted(log) {
+            tracing::error!(error, "bad log setting");
+        }
         telemetry
     }
 
     /// Apart from the process's own output, for tests.
     fn build(
         log: &pb::LogConfig,
+        config: &TelemetryConfig,
         output: Option<Box<dyn Write + Send>>,
     ) -> (Arc<Self>, Box<dyn Subscriber + Send + Sync>) {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(config);
+        let settings = Arc::new(Settings::new(log));
+        let format = match log.format() {
+            pb::log_config::Format::Text => Format::Text,
+            pb::log_config::Format::Json => Format::Json,
+        };
         let filter = parse_filter(&log.filter).unwrap_or_else(|_| default_filter());
         let (filter, handle) = reload::Layer::new(filter);
         // Without a thread there is no log, but the proxy must go on.
+        let dropped = &metrics.log_lines_dropped;
         let writer = output
-            .and_then(|output| LineWriter::new(output, metrics.log_lines_dropped.clone()).ok());
-        let lines = writer.clone().map(|writer| Lines {
-            format: match log.format() {
-                pb::log_config::Format::Text => Format::Text,
-                pb::log_config::Format::Json => Format::Json,
-            },
-            writer,
+            .and_then(|output| LineWriter::new(output, dropped.clone(), format.lost_lines()).ok());
+        let lines = writer.clone().map(|writer| {
+            writer.set_limit(log.queue_lines);
+            Lines {
+                format,
+                writer,
+                settings: settings.clone(),
+            }
         });
         let subscriber = Registry::default().with(filter).with(lines);
         let telemetry = Arc::new(Self {
@@ -97,24 +112,27 @@ impl Telemetry {
             verdicts: Verdicts::default(),
             live: Mutex::default(),
             filter: handle,
-            access_off: AtomicBool::new(log.access_log_off),
+            settings,
             writer,
         });
         (telemetry, Box::new(subscriber))
     }
 
-    /// Changes format-independent settings live: filter, access log on or off. Err names a bad
-    /// filter directive and changes nothing.
-    pub fn configure(&self, log: &pb::LogConfig) -> Result<(), String> {
-        let filter = parse_filter(&log.filter)?;
+    /// Changes everything but the format live. Err names the bad field, and nothing changes.
+    pub fn configure(&self, log: &pb::LogConfig) -> Result<(), (&'static str, String)> {
+        let filter = parse_filter(&log.filter).map_err(|text| ("log.filter", text))?;
+        settings::check_omitted(log).map_err(|text| ("log.omit_fields", text))?;
         // Fails only where no subscriber was installed, and then there is nothing to filter.
         let _ = self.filter.reload(filter);
-        self.access_off.store(log.access_log_off, Relaxed);
+        self.settings.store(log);
+        if let Some(writer) = &self.writer {
+            writer.set_limit(log.queue_lines);
+        }
         Ok(())
     }
 
-    /// OpenMetrics text, ending with `# EOF\n`.
-    pub fn encode(&self) -> String {
+    /// OpenMetrics text, ending with `# EOF\n`. No lock is held while `out` takes it.
+    pub fn encode_to(&self, out: &mut impl std::fmt::Write) -> std::fmt::Result {
         let live: Vec<_> = {
             let mut live = self.live.lock();
             live.retain(|source| source.strong_count() > 0);
@@ -123,8 +141,14 @@ impl Telemetry {
         for source in live {
             source.flush();
         }
-        // Writing to a String doesn't fail; a collector's own error would leave the text cut.
-        self.metrics.encode().unwrap_or_else(|_| "# EOF\n".into())
+        self.metrics.encode(out)
+    }
+
+    #[cfg(test)]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        self.encode_to(&mut text).expect("a String takes all");
+        text
     }
 
     /// `source` is asked for its counts before each scrape, as long as it lives.
@@ -132,11 +156,6 @@ impl Telemetry {
         let mut live = self.live.lock();
         live.retain(|source| source.strong_count() > 0);
         live.push(source);
-    }
-
-    /// Connections that end well leave no line.
-    pub fn access_log_off(&self) -> bool {
-        self.access_off.load(Relaxed)
     }
 
     /// Writes out what the log still holds, for the end of the process. Blocks at most `patience`.
@@ -152,7 +171,7 @@ impl Telemetry {
         log: &pb::LogConfig,
         output: Box<dyn Write + Send>,
     ) -> (Arc<Self>, Box<dyn Subscriber + Send + Sync>) {
-        Self::build(log, Some(output))
+        Self::build(log, &TelemetryConfig::default(), Some(output))
     }
 }
 

@@ -1,21 +1,21 @@
 //! Counters of traffic: one row for each label set, looked up once a connection.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ahash::AHashSet;
 use parking_lot::RwLock;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
 
 use super::labels::{Flags, Labels, WithFlags};
 
-/// Seconds that a label set without connections is still shown: many scrapes. Pods come and go, and
-/// what they were called must not stay for the life of the process (facts ztunnel 16.2).
-const KEEP: u32 = 3600;
+/// So that a scrape or a new label set holds up few connections, and these for microseconds only.
+const SHARDS: usize = 16;
 
 /// Above it, label sets without connections go at once: peers may name themselves as they like.
 const MANY: usize = 10_000;
@@ -33,12 +33,24 @@ pub struct Series {
     used: AtomicU32,
 }
 
-/// All rows. A read lock and one hash a connection; nothing is locked per byte.
-#[derive(Debug, Default)]
+/// All rows. A read lock and a hash a connection; nothing is locked per byte, nor while a scrape is
+/// written.
+#[derive(Debug)]
 pub struct Traffic {
+    shards: [Shard; SHARDS],
+    hasher: ahash::RandomState,
+    /// Seconds that a label set without connections is still shown: some scrapes. Pods come and go,
+    /// and what they were called must not stay for the life of the process (facts ztunnel 16.2).
+    keep: u32,
+    /// Label sets forgotten.
+    evicted: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
     rows: RwLock<AHashSet<Key>>,
-    /// So many rows before the next look for unused ones: at least `MANY`.
-    sweep_at: AtomicU64,
+    /// So many rows before the next look for unused ones: at least its part of `MANY`.
+    sweep_at: AtomicUsize,
 }
 
 /// Lets a row be found by its labels without a second copy of them.
@@ -107,38 +119,57 @@ impl std::borrow::Borrow<Labels> for Key {
 }
 
 impl Traffic {
+    pub fn new(keep: Duration, evicted: Counter) -> Self {
+        Self {
+            shards: Default::default(),
+            hasher: ahash::RandomState::new(),
+            keep: u32::try_from(keep.as_secs()).unwrap_or(u32::MAX),
+            evicted,
+        }
+    }
+
     pub fn series(&self, labels: Labels) -> Arc<Series> {
-        if let Some(key) = self.rows.read().get(&labels) {
+        // The remainder is below SHARDS.
+        let shard = &self.shards[(self.hasher.hash_one(&labels) % SHARDS as u64) as usize];
+        if let Some(key) = shard.rows.read().get(&labels) {
             key.0.used.store(now(), Relaxed);
             return key.0.clone();
         }
-        let mut rows = self.rows.write();
+        let mut rows = shard.rows.write();
         if let Some(key) = rows.get(&labels) {
             return key.0.clone();
         }
-        if rows.len() as u64 >= self.sweep_at.load(Relaxed).max(MANY as u64) {
-            rows.retain(|key| key.is_live());
-            rows.shrink_to(MANY);
-            self.sweep_at.store(2 * rows.len() as u64, Relaxed);
+        let many = MANY / SHARDS;
+        if rows.len() >= shard.sweep_at.load(Relaxed).max(many) {
+            let before = rows.len();
+            rows.retain(Key::is_live);
+            self.evicted.inc_by((before - rows.len()) as u64);
+            rows.shrink_to(many);
+            shard.sweep_at.store(2 * rows.len(), Relaxed);
         }
         let series = Arc::new(Series::new(labels));
         rows.insert(Key(series.clone()));
         series
     }
 
-    /// Rows that were used within `KEEP` of `now`, or are in use; the others are forgotten.
+    /// Rows that were used within `keep` of `now`, or are in use; the others are forgotten.
     fn recent(&self, now: u32) -> Vec<Arc<Series>> {
-        let is_recent = |row: &Series| now.saturating_sub(row.used.load(Relaxed)) < KEEP;
-        let (mut recent, mut old) = (Vec::new(), false);
-        for key in self.rows.read().iter() {
-            match key.is_live() || is_recent(&key.0) {
-                true => recent.push(key.0.clone()),
-                false => old = true,
+        let is_recent = |row: &Series| now.saturating_sub(row.used.load(Relaxed)) < self.keep;
+        let mut recent = Vec::new();
+        for shard in &self.shards {
+            let mut old = false;
+            for key in shard.rows.read().iter() {
+                match key.is_live() || is_recent(&key.0) {
+                    true => recent.push(key.0.clone()),
+                    false => old = true,
+                }
             }
-        }
-        if old {
-            let mut rows = self.rows.write();
-            rows.retain(|key| key.is_live() || is_recent(&key.0));
+            if old {
+                let mut rows = shard.rows.write();
+                let before = rows.len();
+                rows.retain(|key| key.is_live() || is_recent(&key.0));
+                self.evicted.inc_by((before - rows.len()) as u64);
+            }
         }
         recent
     }
@@ -229,27 +260,45 @@ mod tests {
         }
     }
 
+    const KEEP: u32 = 900;
+
+    impl Traffic {
+        fn len(&self) -> usize {
+            self.shards.iter().map(|s| s.rows.read().len()).sum()
+        }
+    }
+
+    fn traffic() -> (Traffic, Counter) {
+        let evicted = Counter::default();
+        let keep = Duration::from_secs(KEEP.into());
+        (Traffic::new(keep, evicted.clone()), evicted)
+    }
+
     #[test]
     fn what_nobody_used_for_long_is_forgotten_unless_a_connection_lives() {
-        let traffic = Traffic::default();
+        let (traffic, evicted) = traffic();
         let live = traffic.series(labels(1));
         traffic.series(labels(2)).closed(Flags::None);
         let shown = |seconds| traffic.recent(now() + seconds).len();
         assert_eq!(shown(KEEP - 5), 2);
         assert_eq!(shown(KEEP), 1);
-        assert_eq!(traffic.rows.read().len(), 1);
+        assert_eq!((traffic.len(), evicted.get()), (1, 1));
+        live.add_bytes(1, 2);
+        assert!(Arc::ptr_eq(&live, &traffic.series(labels(1))));
         drop(live);
         assert_eq!(shown(KEEP), 0);
+        assert_eq!(evicted.get(), 2);
     }
 
     #[test]
     fn names_that_peers_make_up_are_bounded() {
-        let traffic = Traffic::default();
+        let (traffic, evicted) = traffic();
         let live = traffic.series(labels(0));
         for name in 1..3 * MANY {
             traffic.series(labels(name)).opened();
         }
-        assert!(traffic.rows.read().len() <= MANY);
+        assert!(traffic.len() <= MANY);
+        assert!(evicted.get() >= MANY as u64);
         assert!(Arc::ptr_eq(&live, &traffic.series(labels(0))));
     }
 }
