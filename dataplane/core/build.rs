@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/authorization.proto",
         "proto/discovery.proto",
         "proto/control.proto",
+        "proto/otlp.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={root}/{file}");

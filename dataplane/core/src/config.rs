@@ -79,19 +79,28 @@ pub struct Keepalive {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct TelemetryConfig {
+    /// host:port
     pub otlp_endpoint: Option<String>,
     pub series_ttl: Duration,
     pub istio_version: String,
 }
 
 impl TelemetryConfig {
-    fn parse(raw: &pb::Telemetry) -> Self {
+    fn parse(raw: &pb::Telemetry) -> Result<Self, BadConfig> {
+        let endpoint = some(&raw.otlp_endpoint);
+        Ok(Self {
+            otlp_endpoint: endpoint.as_deref().map(collector).transpose()?,
+            ..Self::plain(raw)
+        })
+    }
+
+    fn plain(raw: &pb::Telemetry) -> Self {
         let ttl = match raw.series_ttl_ms {
             0 => 900_000,
             ttl => ttl.into(),
         };
         Self {
-            otlp_endpoint: some(&raw.otlp_endpoint),
+            otlp_endpoint: None,
             series_ttl: Duration::from_millis(ttl),
             istio_version: text_or(&raw.istio_version, "unknown"),
         }
@@ -100,7 +109,7 @@ impl TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self::parse(&pb::Telemetry::default())
+        Self::plain(&pb::Telemetry::default())
     }
 }
 
@@ -204,7 +213,7 @@ impl Config {
             response_baggage: !raw.response_baggage_off,
             http2: windows(&http2)?,
             keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
-            telemetry: TelemetryConfig::parse(&raw.telemetry.clone().unwrap_or_default()),
+            telemetry: TelemetryConfig::parse(&raw.telemetry.clone().unwrap_or_default())?,
         })
     }
 }
@@ -256,6 +265,20 @@ fn windows(raw: &pb::Http2) -> Result<Windows, BadConfig> {
             frame.1,
         )?,
     })
+}
+
+/// `http://host:port`; returns host:port.
+fn collector(text: &str) -> Result<String, BadConfig> {
+    let uri = text.parse::<http::Uri>().ok();
+    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/");
+    let authority = uri.as_ref().and_then(http::Uri::authority);
+    match authority.filter(|authority| authority.port_u16().is_some()) {
+        Some(authority) => Ok(authority.to_string()),
+        None => Err(BadConfig {
+            field: "telemetry.otlp_endpoint",
+            text: format!("`{text}` is no collector; write http://host:port"),
+        }),
+    }
 }
 
 fn keepalive(raw: &pb::Keepalive) -> Option<Keepalive> {
@@ -432,6 +455,23 @@ mod tests {
             ..raw()
         };
         assert_eq!(field(twice), "outbound_port");
+        for bad in [
+            "otel:4317",
+            "https://otel:4317",
+            "http://otel",
+            "http://a:1/x",
+            "http://",
+        ] {
+            let telemetry = pb::Telemetry {
+                otlp_endpoint: bad.into(),
+                ..Default::default()
+            };
+            let raw = pb::InstanceConfig {
+                telemetry: Some(telemetry),
+                ..raw()
+            };
+            assert_eq!(field(raw), "telemetry.otlp_endpoint", "{bad}");
+        }
     }
 
     #[test]

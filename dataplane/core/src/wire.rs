@@ -19,3 +19,8 @@ pub mod discovery {
 pub mod control {
     include!(concat!(env!("OUT_DIR"), "/underpass.control.rs"));
 }
+
+#[allow(clippy::all)]
+pub mod otlp {
+    include!(concat!(env!("OUT_DIR"), "/underpass.otlp.rs"));
+}

@@ -110,6 +110,9 @@ impl Instance {
         let telemetry = Telemetry::new(&log, &config.telemetry, self.install_log);
         self.certs.trust.count_with(telemetry.metrics.crl.clone());
         tracing::info!(node = config.node, instance = self.id, "configured");
+        if let Some(collector) = &config.telemetry.otlp_endpoint {
+            telemetry.export_to(collector, &config.node);
+        }
         let shared = Arc::new(Shared {
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(config.limits.clone())),
             descriptors: Descriptors::of_process(),

@@ -61,6 +61,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error + Sen
     if let Some(node) = instance.node() {
         tracing::info!("data plane ends");
         let telemetry = node.shared.telemetry.clone();
+        telemetry.flush_export(Duration::from_secs(1)).await;
         let flush = move || telemetry.flush_log(Duration::from_secs(1));
         let _ = tokio::task::spawn_blocking(flush).await;
     }

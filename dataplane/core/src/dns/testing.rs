@@ -66,7 +66,7 @@ impl World {
             descriptors: Descriptors::of_process(),
             store,
             certs: CertStore::new().0,
-            telemetry: Telemetry::new(&pb::LogConfig::default(), false),
+            telemetry: Telemetry::new(&pb::LogConfig::default(), &config.telemetry, false),
             dns_cache: Cache::new(config.dns.cache_entries),
             config,
         });

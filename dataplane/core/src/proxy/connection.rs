@@ -16,6 +16,7 @@ use super::verdict;
 use crate::policy::{DenyReason, Subject};
 use crate::state::Workload;
 use crate::telemetry::access::{self, Access, Bytes};
+use crate::telemetry::otlp::{End, Record};
 use crate::telemetry::{Flags, Series, Telemetry};
 use crate::wire::control as pb;
 
@@ -237,14 +238,26 @@ impl Open {
             self.telemetry.verdicts.put(pod, src, happened);
         }
         let error = result.as_ref().err().map(ToString::to_string);
+        let duration = connection.opened.elapsed();
         connection.access(policy.map(AsRef::as_ref), |access| {
             access::complete(
                 access,
                 connection.bytes(),
-                connection.opened.elapsed(),
+                duration,
                 error.as_deref(),
                 result.is_ok() && !self.telemetry.settings.tells_good_end(),
             );
+            if let Some(exporter) = self.telemetry.exporter() {
+                let end = End {
+                    bytes: connection.bytes(),
+                    duration,
+                    flags,
+                    error: error.as_deref(),
+                };
+                let omitted = self.telemetry.settings.omitted();
+                let ids = connection.facts.trace.ids();
+                exporter.export(Record::complete(ids, access, &end, &omitted));
+            }
         });
     }
 }

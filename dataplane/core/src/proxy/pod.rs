@@ -21,6 +21,7 @@ use crate::hbone::{Http2, Pool};
 use crate::inpod::{Held, Netns, PodInfo, Share, is_source_lost};
 use crate::policy::{self, Subject, Verdict};
 use crate::state::{Snapshot, Workload};
+use crate::telemetry::otlp::Record;
 use crate::telemetry::{Labels, access};
 
 /// One pod, as its connections see it.
@@ -116,7 +117,12 @@ impl Pod {
             .put(&self.registry.pod_uid, src, happened);
         let direction = direction.as_str();
         telemetry.metrics.refusal(direction, error.reason());
-        access::failed(direction, src, dst, &error.to_string());
+        let text = error.to_string();
+        access::failed(direction, src, dst, &text);
+        if let Some(exporter) = telemetry.exporter() {
+            let omitted = telemetry.settings.omitted();
+            exporter.export(Record::failed(direction, src, dst, &text, &omitted));
+        }
     }
 
     /// Asks the policies, counts the answer, and logs what dry-run policies would have done.

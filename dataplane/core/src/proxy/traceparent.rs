@@ -5,29 +5,48 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderValue};
 
+use crate::telemetry::otlp::SpanIds;
+
 pub const TRACEPARENT: &str = "traceparent";
 
-/// Displays as the trace id alone, as logs show it.
+/// A connection's place in a trace. Displays as the trace id alone, as logs show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     id: u128,
+    /// Of this connection.
     span: u64,
+    /// The peer's, 0 where it told none.
+    parent: u64,
 }
 
 impl Trace {
     pub fn random() -> Self {
         Self {
-            id: rand::random(),
-            span: rand::random(),
+            // Zero means none, in both.
+            id: rand::random::<u128>().max(1),
+            span: rand::random::<u64>().max(1),
+            parent: 0,
         }
     }
 
-    /// The peer's, or a fresh one where it sent none that can be read.
+    /// Goes on with the peer's, or is a fresh one where it sent none that can be read.
     pub fn of(headers: &HeaderMap) -> Self {
         headers
             .get(TRACEPARENT)
             .and_then(|value| Self::parse(value.as_bytes()))
-            .unwrap_or_else(Self::random)
+            .map_or_else(Self::random, |peer| Self {
+                id: peer.id,
+                parent: peer.span,
+                ..Self::random()
+            })
+    }
+
+    pub fn ids(self) -> SpanIds {
+        SpanIds {
+            trace: self.id,
+            span: self.span,
+            parent: self.parent,
+        }
     }
 
     pub fn to_header(self) -> HeaderValue {
@@ -45,9 +64,11 @@ impl Trace {
             u128::from_str_radix(part, 16).ok().filter(|_| whole)
         };
         let (_version, id, span, _flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
-        Some(Self {
+        let span = u64::try_from(span).ok()?;
+        (id != 0 && span != 0).then_some(Self {
             id,
-            span: u64::try_from(span).ok()?,
+            span,
+            parent: 0,
         })
     }
 }
@@ -65,7 +86,11 @@ mod tests {
 
     #[test]
     fn has_upstreams_form() {
-        let trace = Trace { id: 1, span: 2 };
+        let trace = Trace {
+            id: 1,
+            span: 2,
+            parent: 0,
+        };
         assert_eq!(
             trace.to_header(),
             "00-00000000000000000000000000000001-0000000000000002-00"
@@ -86,10 +111,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_far_end_goes_on_with_the_trace_under_a_span_of_its_own() {
+        let near = Trace::random();
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, near.to_header());
+        let far = Trace::of(&headers);
+        assert_eq!((far.id, far.parent), (near.id, near.span));
+        assert_ne!(far.span, near.span);
+        assert_eq!(far.to_string(), near.to_string());
+    }
+
+    #[test]
+    fn what_cant_be_read_is_replaced_by_a_fresh_trace() {
+        let none = "00-00000000000000000000000000000000-00f067aa0ba902b7-00";
+        let no_span = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-00";
+        for bad in ["", "00", none, no_span, &"-".repeat(55), &"0".repeat(55)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, bad.parse().unwrap());
+            let fresh = Trace::of(&headers);
+            assert!(fresh.id != 0 && fresh.span != 0, "{bad}");
+            assert_eq!(fresh.parent, 0, "{bad}");
+            assert_ne!(fresh, Trace::of(&headers), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn parses_what_it_prints(id in any::<u128>(), span in any::<u64>()) {
-            let trace = Trace { id, span };
+        fn parses_what_it_prints(id in 1..u128::MAX, span in 1..u64::MAX) {
+            let trace = Trace { id, span, parent: 0 };
             prop_assert_eq!(Trace::parse(trace.to_header().as_bytes()), Some(trace));
         }
 

@@ -94,10 +94,7 @@ pub fn complete(
     error: Option<&str>,
     quiet: bool,
 ) {
-    let (sent, received) = match access.direction {
-        "inbound" => (bytes.from_server, bytes.from_client),
-        _ => (bytes.from_client, bytes.from_server),
-    };
+    let (sent, received) = access.sent_and_received(bytes);
     let duration = format!("{}ms", duration.as_millis());
     match error {
         Some(error) => in_span(access, || {
@@ -179,6 +176,16 @@ fn in_span(access: &Access<'_>, line: impl FnOnce()) {
 
 fn some(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
+}
+
+impl Access<'_> {
+    /// From the side of the log line (facts ztunnel 12.3).
+    pub fn sent_and_received(&self, bytes: Bytes) -> (u64, u64) {
+        match self.direction {
+            "inbound" => (bytes.from_server, bytes.from_client),
+            _ => (bytes.from_client, bytes.from_server),
+        }
+    }
 }
 
 impl fmt::Debug for Access<'_> {

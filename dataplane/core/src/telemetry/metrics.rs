@@ -15,6 +15,7 @@ use super::bounds::Bounds;
 use super::counts::Counts;
 use super::dns::DnsMetrics;
 use super::labels::Reporter;
+use super::otlp;
 use super::process::{self, Process};
 use super::traffic::Traffic;
 use crate::config::TelemetryConfig;
@@ -79,6 +80,7 @@ pub struct Metrics {
     pub proxies_active: Gauge,
     pub proxies_started: Counter,
     pub proxies_stopped: Counter,
+    pub(super) otlp: otlp::Counters,
     /// Shared with the log's writer.
     pub log_lines_dropped: Arc<AtomicU64>,
 }
@@ -144,6 +146,7 @@ impl Metrics {
             proxies_active: Gauge::default(),
             proxies_started: Counter::default(),
             proxies_stopped: Counter::default(),
+            otlp: otlp::Counters::default(),
             log_lines_dropped,
         };
         registry.register(
@@ -168,6 +171,7 @@ impl Metrics {
 
     fn register_ours(&self, registry: &mut Registry) {
         self.bounds.register(registry);
+        self.otlp.register(registry);
         registry.register(
             "underpass_refusals",
             "Connections refused before they were routed (unstable)",

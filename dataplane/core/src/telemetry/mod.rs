@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -21,6 +21,7 @@ mod dns;
 mod format;
 mod labels;
 mod metrics;
+pub mod otlp;
 mod process;
 mod settings;
 mod traffic;
@@ -54,6 +55,7 @@ pub struct Telemetry {
     filter: reload::Handle<Targets, Registry>,
     pub settings: Arc<Settings>,
     writer: Option<LineWriter>,
+    exporter: OnceLock<otlp::Exporter>,
 }
 
 impl Telemetry {
@@ -114,8 +116,21 @@ impl Telemetry {
             filter: handle,
             settings,
             writer,
+            exporter: OnceLock::new(),
         });
         (telemetry, Box::new(subscriber))
+    }
+
+    /// Connections are told to the collector at `authority` (host:port) from now on. Needs a tokio
+    /// context.
+    pub fn export_to(&self, authority: &str, node: &str) {
+        let counters = self.metrics.otlp.clone();
+        let exporter = || otlp::Exporter::start(authority, node, counters);
+        self.exporter.get_or_init(exporter);
+    }
+
+    pub fn exporter(&self) -> Option<&otlp::Exporter> {
+        self.exporter.get()
     }
 
     /// Changes everything but the format live. Err names the bad field, and nothing changes.
@@ -156,6 +171,13 @@ impl Telemetry {
         let mut live = self.live.lock();
         live.retain(|source| source.strong_count() > 0);
         live.push(source);
+    }
+
+    /// Sends what still waits for the collector, for the end of the process.
+    pub async fn flush_export(&self, patience: Duration) {
+        if let Some(exporter) = self.exporter() {
+            exporter.flush(patience).await;
+        }
     }
 
     /// Writes out what the log still holds, for the end of the process. Blocks at most `patience`.
