@@ -201,9 +201,9 @@ class Config:
     dataplane: DataplaneProcess
     servers: Servers
     log: Log
-    telemetry: Telemetry
     limits: Limits
     wire: Wire = field(default_factory=Wire)
     namespaces: NamespaceTable = field(default_factory=dict)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     # What is odd but no mistake; logged at start.
     warnings: tuple[str, ...] = ()
