@@ -52,6 +52,7 @@ async def _serve(config: Config) -> int:
         ledger=Ledger(config.paths.captured_pods),
         namespaces=config.namespaces,
         external=config.capture.mode == "external",
+        ports=parts.pod_ports(config),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config))
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)

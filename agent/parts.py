@@ -15,6 +15,8 @@ from agent.status import CaptureView
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
 
+# facts ztunnel 1.1
+DNS_PORT = 15053
 LEAF_TO_COME = Path("/dataplane")
 _ORIGINAL_SOURCE = {
     "auto": control_pb2.ORIGINAL_SOURCE_AUTO,
@@ -51,6 +53,13 @@ def capture_config(config: Config) -> CaptureConfig:
         mark=config.capture.mark,
         ipv6=config.capture.ipv6,
     )
+
+
+def pod_ports(config: Config) -> frozenset[int]:
+    """TCP listeners of the data plane in each pod."""
+    ports = config.capture.ports
+    found = {ports.outbound, ports.inbound_plaintext, ports.inbound_hbone, DNS_PORT}
+    return frozenset(found | ({ports.socks5} if ports.socks5 else set()))
 
 
 def pod_source(config: Config) -> PodSource:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -60,8 +60,10 @@ class Reconciler:
         ledger: Ledger | None = None,
         namespaces: NamespaceTable | None = None,
         external: bool = False,
+        ports: Collection[int] = (),
     ) -> None:
-        """`external`: somebody else redirects traffic to the data plane's listeners."""
+        """`external`: somebody else redirects traffic to the data plane's listeners, which have
+        these `ports` in each pod."""
         self._ledger = ledger or Ledger()
         self._steps = Steps(
             redirect,
@@ -70,6 +72,7 @@ class Reconciler:
             ledger=self._ledger,
             namespaces=namespaces,
             external=external,
+            ports=ports,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
@@ -257,6 +260,7 @@ class Reconciler:
         await asyncio.gather(*tasks, return_exceptions=True)
         for enrolment in self._pods.values():
             self._steps.close(enrolment)
+        await self._steps.end()
 
     # ---- one pod's task
 

@@ -7,10 +7,11 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from agent.dataplane import InUse
 from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.namespaces import NamespaceTable
 from agent.pods.enrolment import Enrolment
@@ -18,7 +19,9 @@ from agent.pods.ledger import Ledger
 from agent.pods.netns import netns_id
 from agent.pods.source import Pod
 from proto.gen import control_pb2
-from redirect.base import CaptureConfig, NetnsGone, Redirect, Target
+from redirect import lingering
+from redirect.base import CaptureConfig, NetnsGone, Redirect, RedirectError, Target
+from redirect.netns import NetnsThread
 
 log = logging.getLogger("underpass.pods")
 
@@ -74,7 +77,11 @@ class Steps:
         ledger: Ledger,
         namespaces: NamespaceTable | None = None,
         external: bool = False,
+        ports: Collection[int] = (),
     ) -> None:
+        """`ports`: of the data plane's listeners in each pod."""
+        self._ports = ports
+        self._threads = NetnsThread()
         self._redirect = redirect
         self.external = external
         self._namespaces: NamespaceTable = namespaces or {}
@@ -109,8 +116,27 @@ class Steps:
         if self._redirect is not None and enrolment.stale:
             await self._refresh(self._redirect, enrolment)
         pod = enrolment.pod
-        await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
+        try:
+            await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
+        except InUse:
+            if not await self._freed(enrolment):
+                raise
+            await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
         log.info("pod added", extra=_fields(enrolment))
+
+    async def _freed(self, enrolment: Enrolment) -> bool:
+        """Whether only ended connections of a former proxy held the pod's ports."""
+        key = enrolment.pod.key
+        try:
+            count = await lingering.free(
+                self._threads, enrolment.netns_fd, self._ports, subject=key
+            )
+        except RedirectError as exc:
+            log.debug("pod's ports not freed", extra=_fields(enrolment) | {"why": exc})
+            return False
+        if count:
+            log.info("pod's ports freed", extra=_fields(enrolment) | {"ended_connections": count})
+        return count > 0
 
     async def prepare(self, enrolment: Enrolment, successor: PodTarget) -> None:
         pod = enrolment.pod
@@ -203,6 +229,9 @@ class Steps:
         enrolment.stale = True
 
     # ---- helpers
+
+    async def end(self) -> None:
+        await self._threads.close()
 
     def _note(self, enrolment: Enrolment) -> None:
         assert enrolment.netns is not None  # open, or there would be nowhere to put rules

@@ -163,8 +163,9 @@ async def test_ours_takes_the_pods_over_when_theirs_ends(
     await mesh.until("ours to serve", lambda: served(mesh, node, 3), node.node.name, seconds=20)
     await mesh.until("our outbound", lambda: greets(shop.web, shop.db), node.node.name)
     await mesh.until("our inbound", lambda: greets(shop.db, shop.cart), node.node.name)
-    lines = access_lines(mesh.log(node.node.name), "inbound", spiffe(shop.db))
-    assert lines, mesh.tail(node.node.name)
+    log = mesh.log(node.node.name)
+    wanted = ("inbound", spiffe(shop.db), spiffe(shop.cart))
+    await mesh.until("our line", lambda: bool(access_lines(log, *wanted)), node.node.name)
     assert not client.closed
 
 
