@@ -9,7 +9,6 @@ sys.path.insert(0, str(ROOT))
 
 from agent.dropin.rows import PROXY_CONFIG_ROWS, ROWS, Row  # noqa: E402
 from agent.dropin.translate import MARKERS, MESH_FILE  # noqa: E402
-from agent.settings import SETTINGS  # noqa: E402
 
 # Paragraphs; each becomes one line of the page.
 HEAD = """# Environment names of upstream's node proxy
@@ -64,15 +63,10 @@ def render() -> str:
 
 
 def line(row: Row) -> str:
-    known = {setting.name for setting in SETTINGS}
-    shown, note = f"`{row.setting}`", row.note
+    shown = f"`{row.setting}`" if row.setting else "none"
     if row.ignored:
-        shown, note = "ignored, with a warning", row.note
-    elif not row.setting:
-        shown = "none"
-    elif row.setting not in known:
-        shown, note = "ignored, with a warning", "comes with a later release"
-    return f"| `{row.name}` | {shown} | {note} |"
+        shown = "ignored, with a warning"
+    return f"| `{row.name}` | {shown} | {row.note} |"
 
 
 if __name__ == "__main__":

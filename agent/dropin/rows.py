@@ -64,7 +64,7 @@ ROWS: tuple[Row, ...] = (
         convert=values.only(True, "there is no agent without its proxy"),
         note="false is a mistake: there is no agent without its proxy",
     ),
-    Row("ISTIO_META_DNS_CAPTURE", "dns.enabled", together=True),
+    Row("ISTIO_META_DNS_CAPTURE", "dns.capture", together=True),
     Row("ISTIO_META_DNS_PROXY_ADDR", "ports.dns", together=True, note="its port; pods' loopback"),
     Row("PREFERED_SERVICE_NAMESPACE", "dns.preferred-namespace"),
     Row("UNSTABLE_ENABLE_SOCKS5", "socks5.port", values.socks5, note="true: 15080"),

@@ -149,7 +149,7 @@ class _Translation:
         for name, setting in (
             ("CLUSTER_ID", "cluster-id"),
             ("ISTIO_VERSION", "telemetry.istio-version"),
-            ("DNS_CAPTURE", "dns.enabled"),
+            ("DNS_CAPTURE", "dns.capture"),
         ):
             if name in metadata:
                 self._give(setting, f"{_META}{name}", metadata[name])
