@@ -47,6 +47,9 @@ Body = (
     | control_pb2.Drain
     | control_pb2.TakeListeners
     | control_pb2.ListPods
+    | control_pb2.Explain
+    | control_pb2.ListVerdicts
+    | control_pb2.ListPolicyHits
 )
 
 
@@ -312,6 +315,20 @@ class Dataplane:
         """One JSON document. Raises InvalidRequest for a section that doesn't exist."""
         async for reply in self._stream("dump", control_pb2.Dump(section=section)):
             yield reply.chunk.data
+
+    async def explain(self, source: str, destination: str) -> control_pb2.ExplainReply:
+        """Sends nothing. Raises NotFound for a source that isn't known, InvalidRequest."""
+        body = control_pb2.Explain(source=source, destination=destination)
+        return (await self._ask("explain", body)).explain
+
+    async def verdicts(self, pod_uid: str = "", *, limit: int = 0) -> control_pb2.VerdictsReply:
+        """The last refusals and failures, newest first; 0: all that are kept."""
+        body = control_pb2.ListVerdicts(pod_uid=pod_uid, limit=limit)
+        return (await self._ask("list_verdicts", body)).verdicts
+
+    async def policy_hits(self) -> list[control_pb2.PolicyHits]:
+        reply = await self._ask("list_policy_hits", control_pb2.ListPolicyHits())
+        return list(reply.policy_hits.policies)
 
     async def events(self) -> AsyncIterator[control_pb2.Event]:
         """For one consumer. Ends when the connection is lost or closed."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from agent.dataplane import Dataplane, DataplaneError
+from agent import told
+from agent.dataplane import Dataplane, DataplaneError, InvalidRequest, NotFound
 from agent.errors import AgentError, BadLogFilter
 from agent.levels import Levels
 from agent.report import Report
@@ -29,6 +30,8 @@ def admin_app(
     app.router.add_get("/v1/connections", api.connections)
     for section in SECTIONS:
         app.router.add_get(f"/v1/{section}", api.section)
+    for section in told.SECTIONS:
+        app.router.add_get(f"/v1/{section}", api.told)
     app.router.add_get("/v1/log", api.log)
     app.router.add_post("/v1/log", api.change_log)
     app.router.add_post("/v1/dataplane/replace", api.replace)
@@ -63,6 +66,16 @@ class _Api:
     async def section(self, request: web.Request) -> web.StreamResponse:
         section = request.path.rpartition("/")[2]
         return await _stream(request, _present(self._report).path, section)
+
+    async def told(self, request: web.Request) -> web.Response:
+        section = request.path.rpartition("/")[2]
+        try:
+            found = await told.tell(_present(self._report), section, request.query)
+        except (InvalidRequest, NotFound) as exc:
+            # The question is wrong, not the data plane.
+            status = 404 if isinstance(exc, NotFound) else 400
+            return web.json_response({"error": str(exc)}, status=status)
+        return web.json_response(found)
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(plain(self._levels.view()))

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
+from agent import told
 from agent.cli.reach import Place, Unreachable, Where, connect, find, nobody
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ async def _read(dataplane: "Dataplane", section: str, query: Mapping[str, str]) 
         return [connection_row(row) async for row in dataplane.connections(query.get("pod", ""))]
     if section == "certificates":
         return [certificate_row(row) for row in hello.certificates]
+    if section in told.SECTIONS:
+        return await told.tell(dataplane, section, query)
     if section in DUMPS:
         return json.loads(b"".join([chunk async for chunk in dataplane.dump(section)]))
     if section == "log":

@@ -113,20 +113,6 @@ workloads = _lister(
 )
 
 
-policies = _lister(
-    "policies",
-    [
-        Column("POLICY", qualified),
-        Column("ACTION", field("action")),
-        Column("SCOPE", field("scope")),
-        Column("RULES", lambda row: str(len(row.get("rules") or [])), right=True),
-        Column("DRY RUN", lambda row: "yes" if row.get("dryRun") else "no"),
-    ],
-    "No authorization policies: everything that isn't refused otherwise is allowed.",
-    "Authorization policies this node knows.",
-)
-
-
 # ---- identities and connections
 
 

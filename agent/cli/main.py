@@ -18,13 +18,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connections": ("agent.cli.connections:connections", "Live connections of this node's pods."),
     "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
     "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
+    "explain": ("agent.cli.explain:explain", "What would happen to a connection, and why."),
     "log": ("agent.cli.log:log", "Log levels of both processes, shown or changed live."),
     "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),
-    "policies": ("agent.cli.look:policies", "Authorization policies this node knows."),
+    "policies": ("agent.cli.policies:policies", "Authorization policies and their hits."),
     "services": ("agent.cli.services:services", "Services this node knows."),
     "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),
     "uninstall": ("agent.cli.uninstall:uninstall", "Remove all that a node has on this machine."),
     "version": ("agent.cli.version:version", "Versions of this program and its parts."),
+    "why": ("agent.cli.why:why", "The last refusals and failures, and what to do."),
     "workloads": ("agent.cli.look:workloads", "Workloads this node knows."),
 }
 

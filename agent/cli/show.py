@@ -47,7 +47,7 @@ def rows(found: Sequence[Row], columns: Sequence[Column], form: str, empty: str)
         return
     shown = [column for column in columns if form == "wide" or not column.wide]
     lines = sorted([column.text(row) for column in shown] for row in found)
-    _table(shown, lines, wide=form == "wide")
+    table(shown, lines, wide=form == "wide")
 
 
 def data(found: Any, form: str) -> None:
@@ -78,17 +78,19 @@ def paint(*parts: Any, wide: bool = False) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, wide: bool) -> None:
+def table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, wide: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    painted = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        painted.add_column(
+            column.title, justify="right" if column.right else "left", overflow="fold"
+        )
     for line in lines:
         # Text, not markup: names come from outside and may hold brackets.
-        table.add_row(*(Text(cell, overflow="fold") for cell in line))
-    paint(table, wide=wide)
+        painted.add_row(*(Text(cell, overflow="fold") for cell in line))
+    paint(painted, wide=wide)
 
 
 # ---- texts of cells

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod control;
 pub mod dns;
+pub mod explain;
 pub mod hbone;
 pub mod identity;
 pub mod inpod;

@@ -64,14 +64,6 @@ SERVICE = {
         "b": {"workloadUid": "b", "port": {"80": 80}, "status": "Unhealthy"},
     },
 }
-POLICY = {
-    "name": "only-web",
-    "namespace": "shop",
-    "scope": "WorkloadSelector",
-    "action": "Allow",
-    "rules": [[], []],
-    "dryRun": True,
-}
 CONNECTION = {
     "id": 1,
     "pod_uid": "6b1c9d0e-web",
@@ -107,7 +99,6 @@ ANSWERS: dict[str, list[dict[str, Any]]] = {
     "pods": [POD, BARE],
     "workloads": [WORKLOAD],
     "services": [SERVICE],
-    "policies": [POLICY],
     "certificates": [certificate()],
     "connections": [CONNECTION],
 }
@@ -176,12 +167,6 @@ def test_a_wide_service_names_each_endpoint_with_its_health(tmp_path: Path) -> N
     assert "shop/api-1 10.1.0.2, fd00::2 healthy" in text
     assert "b UNHEALTHY, not known itself" in text
     assert "api-1" not in narrow
-
-
-def test_a_policy_shows_that_it_only_runs_dry(tmp_path: Path) -> None:
-    with agent(tmp_path, "node-a", ANSWERS):
-        row = underpass(tmp_path, "policies").stdout.splitlines()[1].split()
-    assert row == ["shop/only-web", "Allow", "WorkloadSelector", "2", "yes"]
 
 
 def test_a_connection_shows_ends_age_and_bytes(tmp_path: Path) -> None:

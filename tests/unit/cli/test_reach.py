@@ -117,6 +117,21 @@ async def answer(connection: FakeConnection, request: control_pb2.Request, fds: 
             direction=control_pb2.Connection.OUTBOUND, src="10.1.0.2:41000", dst_workload="api"
         )
         await connection.reply(request, connections=control_pb2.ConnectionsReply(connections=[row]))
+    elif kind == "explain":
+        text = f"{request.explain.source} to {request.explain.destination}"
+        await connection.reply(
+            request, explain=control_pb2.ExplainReply(allowed=True, verdict=text)
+        )
+    elif kind == "list_verdicts":
+        await connection.reply(
+            request,
+            verdicts=control_pb2.VerdictsReply(
+                verdicts=[control_pb2.Verdict(time_ms=1, flag="DENY", rule=-1, count=1)]
+            ),
+        )
+    elif kind == "list_policy_hits":
+        hits = control_pb2.PolicyHits(name="shop/policies", decided=4711, last_ms=1)
+        await connection.reply(request, policy_hits=control_pb2.PolicyHitsReply(policies=[hits]))
     else:
         whole = json.dumps([{"name": request.dump.section, "namespace": "shop"}]).encode()
         await connection.reply(request, more=True, chunk=control_pb2.Chunk(data=whole[:9]))
@@ -131,7 +146,8 @@ async def answer(connection: FakeConnection, request: control_pb2.Request, fds: 
         ("certificates", "Available"),
         ("workloads", "shop/workloads"),
         ("services", "shop/services"),
-        ("policies", "shop/policies"),
+        ("policies", "4711"),
+        ("why", "DENY"),
     ],
 )
 def test_a_data_plane_answers_for_its_absent_agent(orphan: Path, section: str, part: str) -> None:
@@ -141,6 +157,13 @@ def test_a_data_plane_answers_for_its_absent_agent(orphan: Path, section: str, p
     assert "data plane still serves" in result.stderr
     machine = underpass(orphan, section, "-o", "json")
     assert len(json.loads(machine.stdout)) == 1
+
+
+def test_a_data_plane_explains_for_its_absent_agent(orphan: Path) -> None:
+    result = underpass(orphan, "explain", "shop/web", "10.1.0.2:80")
+    assert result.exit_code == 0, result.output
+    assert "shop/web to 10.1.0.2:80" in result.stdout
+    assert "data plane still serves" in result.stderr
 
 
 def test_pods_of_an_absent_agent_are_not_claimed_to_be_verified(orphan: Path) -> None:

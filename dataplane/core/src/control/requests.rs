@@ -45,10 +45,7 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::ListVerdicts(list) => list_verdicts(instance, &list),
         Ask::ListPolicyHits(_) => list_policy_hits(instance),
         Ask::SetTrust(trust) => set_trust(instance, trust).await,
-        Ask::Explain(_) => Err(Failure::invalid(
-            "",
-            "this data plane doesn't know the request",
-        )),
+        Ask::Explain(ask) => streams::explain(instance, ask).await,
         Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
     };
     answer.last(result).await;

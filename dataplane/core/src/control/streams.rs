@@ -1,4 +1,4 @@
-//! Long answers in chunks, each made only when the one before it has left: a slow reader holds a
+//! Answers that take work. Long ones come in chunks, each made only when the one before it has left: a slow reader holds a
 //! snapshot, never a worker or a queue.
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::answer::Answer;
 use super::failure::{Code, Failure};
 use super::instance::Instance;
+use crate::explain::{Known, Unclear};
 use crate::wire::control as pb;
 
 const CHUNK: usize = 64 << 10;
@@ -114,6 +115,31 @@ pub(super) async fn connections(
         }
         answer.more(body(next)).await;
     }
+}
+
+/// Short, but it may look through all workloads.
+pub(super) async fn explain(instance: &Instance, ask: pb::Explain) -> Result<Body, Failure> {
+    let node = instance.configured()?;
+    let (shared, pods) = (node.shared.clone(), node.pods.list());
+    let certificates = instance.certs.status();
+    let explained = off_the_workers(move || {
+        let snapshot = shared.store.snapshot();
+        let known = Known {
+            snapshot: &snapshot,
+            config: &shared.config,
+            certificates: &certificates,
+            pods: &pods,
+        };
+        known.explain(&ask)
+    });
+    let unclear = |unclear: Unclear| {
+        let code = match unclear {
+            Unclear::NoSource(_) => Code::NotFound,
+            _ => Code::Invalid,
+        };
+        Failure::new(code, unclear.subject(), unclear.to_string())
+    };
+    explained.await?.map(Body::Explain).map_err(unclear)
 }
 
 async fn whole(mut text: Bytes, answer: &Answer) -> Result<Body, Failure> {

@@ -4,9 +4,11 @@ use proptest::prelude::*;
 
 use super::{Action, DenyReason, Examined, Finding, Subject, Verdict, decide, examine};
 use crate::identity::Identity;
+use crate::state::Store;
 use crate::state::fixture::*;
+use crate::wire::security as pb;
 use crate::wire::security::string_match::MatchType;
-use crate::wire::security::{self as pb};
+use crate::wire::workload as wds;
 
 fn text(kind: MatchType) -> pb::StringMatch {
     pb::StringMatch {
@@ -136,14 +138,14 @@ fn hits_outlive_versions_and_go_with_the_policy() {
 }
 
 #[derive(Clone, Debug)]
-struct Drawn {
+pub struct Drawn {
     policy: pb::Authorization,
     listed: bool,
     arrives: bool,
     broken: bool,
 }
 
-fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
+pub fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
     let field = || {
         let names = proptest::sample::select(vec!["bank", "shop"]);
         (names, any::<bool>(), proptest::option::of(79u32..82)).prop_map(|(name, not, port)| {
@@ -178,6 +180,30 @@ fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
         },
     );
     proptest::collection::vec(one, 0..6)
+}
+
+/// Pushes them, and returns the workload that lists those that are listed.
+pub fn pushed(drawn: &[Drawn], mut web: wds::Workload, store: &Store) -> wds::Workload {
+    for (index, drawn) in drawn.iter().enumerate() {
+        let mut policy = drawn.policy.clone();
+        policy.name = format!("p{index}");
+        let name = format!("shop/p{index}");
+        if drawn.listed {
+            web.authorization_policies.push(name);
+        }
+        if drawn.broken {
+            let matches = vec![pb::Match {
+                namespaces: vec![pb::StringMatch { match_type: None }],
+                ..Default::default()
+            }];
+            let clauses = vec![pb::Clause { matches }];
+            policy.rules = vec![pb::Rule { clauses }];
+        }
+        if drawn.arrives {
+            Push::policies().policy(policy).to(store);
+        }
+    }
+    web
 }
 
 /// The verdict that follows from what is said of each policy.
@@ -215,25 +241,7 @@ proptest! {
         plaintext in any::<bool>(),
     ) {
         let store = store();
-        let mut web = pod("shop", "web", "10.0.0.1");
-        for (index, drawn) in drawn.iter().enumerate() {
-            let mut policy = drawn.policy.clone();
-            policy.name = format!("p{index}");
-            let name = format!("shop/p{index}");
-            if drawn.listed {
-                web.authorization_policies.push(name.clone());
-            }
-            if drawn.broken {
-                let matches = vec![pb::Match {
-                    namespaces: vec![pb::StringMatch { match_type: None }],
-                    ..Default::default()
-                }];
-                policy.rules = vec![pb::Rule { clauses: vec![pb::Clause { matches }] }];
-            }
-            if drawn.arrives {
-                Push::policies().policy(policy).to(&store);
-            }
-        }
+        let web = pushed(&drawn, pod("shop", "web", "10.0.0.1"), &store);
         Push::addresses().workload(web).accepted_by(&store);
         let snapshot = store.snapshot();
         let web = uid_of(&snapshot, "shop", "web");

@@ -11,7 +11,7 @@ mod set;
 #[cfg(test)]
 mod decision_test;
 #[cfg(test)]
-mod examine_test;
+pub(crate) mod examine_test;
 #[cfg(test)]
 mod matcher_test;
 

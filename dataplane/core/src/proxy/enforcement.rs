@@ -33,6 +33,49 @@ impl Demands {
             waypoint_required: Enforcement::of(settings.waypoint_required),
         }
     }
+
+    /// What is to be done about a destination that nothing is known of.
+    pub fn registry(&self, route: &Route) -> Enforcement {
+        match route {
+            Route::Passthrough { known: false, .. } => self.registry_only,
+            _ => Enforcement::Off,
+        }
+    }
+
+    /// What is to be done about what didn't come through a waypoint of this workload. A waypoint
+    /// itself (one that takes all traffic on its application tunnel) has nothing before it.
+    pub fn waypoint(
+        &self,
+        snapshot: &Snapshot,
+        network: &str,
+        own: &Workload,
+        subject: &Subject,
+    ) -> Option<(Enforcement, DenyReason)> {
+        let demand = self.waypoint_required;
+        if demand == Enforcement::Off || own.application_tunnel.is_some() {
+            return None;
+        }
+        let identity = subject.identity.as_ref();
+        if resolve::through_waypoint(snapshot, network, own, identity, subject.source) {
+            return None;
+        }
+        let waypoint = resolve::waypoints(snapshot, own).next();
+        Some((
+            demand,
+            match waypoint {
+                Some(waypoint) => {
+                    DenyReason::NotThroughWaypoint(waypoint.destination.to_string().into())
+                }
+                None => DenyReason::NoWaypoint,
+            },
+        ))
+    }
+
+    /// Why a destination is refused that nothing is known of.
+    pub fn registry_refusal(dst: SocketAddr, namespace: &str) -> String {
+        let namespace = namespace.to_owned();
+        Early::RegistryOnly { dst, namespace }.to_string()
+    }
 }
 
 impl Enforcement {
@@ -54,8 +97,8 @@ impl Pod {
         src: SocketAddr,
         dst: SocketAddr,
     ) -> Result<(), Early> {
-        let demand = self.demands.load().registry_only;
-        if demand == Enforcement::Off || !matches!(route, Route::Passthrough { known: false, .. }) {
+        let demand = self.demands.load().registry(route);
+        if demand == Enforcement::Off {
             return Ok(());
         }
         let refused = demand == Enforcement::On;
@@ -69,32 +112,14 @@ impl Pod {
         Err(Early::RegistryOnly { dst, namespace })
     }
 
-    /// Refuses what didn't come through a waypoint of this workload. A waypoint itself (one that
-    /// takes all traffic on its application tunnel) has nothing before it.
     pub fn check_waypoint(
         &self,
         snapshot: &Snapshot,
         own: &Workload,
         subject: &Subject,
     ) -> Option<(Enforcement, DenyReason)> {
-        let demand = self.demands.load().waypoint_required;
-        if demand == Enforcement::Off || own.application_tunnel.is_some() {
-            return None;
-        }
         let network = &self.shared.config.network;
-        let identity = subject.identity.as_ref();
-        if resolve::through_waypoint(snapshot, network, own, identity, subject.source) {
-            return None;
-        }
-        let waypoint = resolve::waypoints(snapshot, own).next();
-        Some((
-            demand,
-            match waypoint {
-                Some(waypoint) => {
-                    DenyReason::NotThroughWaypoint(waypoint.destination.to_string().into())
-                }
-                None => DenyReason::NoWaypoint,
-            },
-        ))
+        let demands = self.demands.load();
+        demands.waypoint(snapshot, network, own, subject)
     }
 }

@@ -59,6 +59,8 @@ mod settings_tests;
 mod testing;
 #[cfg(test)]
 mod trust_tests;
+#[cfg(test)]
+mod verdict_tests;
 
 pub use enforcement::{Demands, Enforcement};
 pub(crate) use pod::Pod;

@@ -63,6 +63,10 @@ impl Snapshot {
             .cloned()
     }
 
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter()
+    }
+
     /// All workloads of this node, pods of ours or not.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.local.iter()
