@@ -148,6 +148,17 @@ class Authority:
         )
 
 
+def named_by(csr_pem: str) -> str:
+    """The one URI that a CSR asks for, else ""; signing judges the rest of it."""
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return ""
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return uris[0] if len(uris) == 1 else ""
+
+
 def _csr_key(
     pem: str,
 ) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import grpc
 
-from controlplane.ca.authority import Authority, CsrError
+from controlplane.ca.authority import Authority, CsrError, named_by
 from controlplane.log import fact
 from controlplane.nodes import UnauthenticatedError, authenticate
 from controlplane.tokens import TokenKey
@@ -61,7 +61,8 @@ class CertificateService:
 
     async def _create(self, request: Request, context: Context) -> Response:
         node = ""
-        identity = _impersonated(request)
+        # A dedicated proxy names its one workload in the CSR alone (facts ztunnel 1.5).
+        identity = _impersonated(request) or named_by(request.csr)
         try:
             node = authenticate(context.invocation_metadata(), self._key).node
             await self._authorize(node, identity)
@@ -97,7 +98,8 @@ class CertificateService:
         if not identity:
             raise RefusedError(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"metadata {_METADATA} is missing: nodes ask on behalf of pods only",
+                f"metadata {_METADATA} is missing, and the CSR names no identity: nodes ask on "
+                "behalf of pods only",
             )
         parts = identity.removeprefix("spiffe://").split("/")
         shape = len(parts) == 5 and parts[1] == "ns" and parts[3] == "sa" and all(parts)

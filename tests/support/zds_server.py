@@ -106,10 +106,10 @@ class ZdsServer:
         # Off: a test says every word itself.
         self.snapshots = snapshots
         self.connected = asyncio.Condition()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
         self.path.unlink(missing_ok=True)
         self._listener.bind(str(self.path))

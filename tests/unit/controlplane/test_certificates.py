@@ -24,9 +24,12 @@ CART = "spiffe://cluster.local/ns/shop/sa/cart"
 PODS = {"a.yaml": pod("cart") + pod("web", node="n2", ip="10.0.2.5")}
 
 
-def csr(key: Any = None) -> str:
+def csr(key: Any = None, *uris: str) -> str:
     key = key or ec.generate_private_key(ec.SECP256R1())
     made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    if uris:
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        made = made.add_extension(x509.SubjectAlternativeName(names), critical=True)
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -59,6 +62,21 @@ async def refusal(running: Plane, identity: str = CART, **more: Any) -> tuple[An
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ask(running, identity, **more)
     return caught.value.code(), caught.value.details() or ""
+
+
+async def test_a_dedicated_proxy_names_its_workload_in_the_csr_alone(tmp_path: Path) -> None:
+    async with plane(tmp_path, PODS) as running:
+        leaf_pem, _ = await ask(running, "", request_csr=csr(None, CART))
+        leaf = x509.load_pem_x509_certificate(leaf_pem.encode())
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [CART]
+        other = "spiffe://cluster.local/ns/shop/sa/web"
+        code, text = await refusal(running, "", request_csr=csr(None, other))
+        assert code == grpc.StatusCode.PERMISSION_DENIED
+        assert "has no pod of service account shop/web" in text
+        code, text = await refusal(running, "", request_csr=csr(None, CART, other))
+        assert code == grpc.StatusCode.PERMISSION_DENIED
+        assert "the CSR names no identity" in text
 
 
 async def test_a_certificate_is_of_the_account_and_of_the_requests_key(tmp_path: Path) -> None:
