@@ -223,6 +223,7 @@ def summarise(pods: list[PodView], source: str) -> PodSummary:
         verified=sum(pod.verified for pod in pods),
         failed=sum(bool(pod.problem) for pod in pods),
         source=source,
+        served=sum(pod.state == "served" for pod in pods),
     )
 
 

@@ -38,6 +38,9 @@ def qualified(row: Row) -> str:
 
 
 def _verified(row: Row) -> str:
+    if row.get("state") == "served":
+        # Somebody else's rules: only their owner can tell.
+        return "-"
     return {True: "yes", False: "NO", None: "unknown"}[row.get("verified")]
 
 

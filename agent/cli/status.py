@@ -99,7 +99,8 @@ def _lines(found: dict[str, Any], *, from_agent: bool) -> Iterator[tuple[str, st
     for name, reasons in _rejected(found.get("control_plane") or {}):
         yield "", f"rejected {name}: {reasons}"
     yield "Certificates", _certificates(found.get("certificates") or {})
-    yield "Pods", _pods(found.get("pods") or {}, from_agent=from_agent)
+    external = (found.get("capture") or {}).get("mode") == "external"
+    yield "Pods", _pods(found.get("pods") or {}, from_agent=from_agent, external=external)
     connections = found.get("connections") or {}
     yield (
         "Connections",
@@ -162,11 +163,13 @@ def _certificates(found: dict[str, Any]) -> str:
     return text
 
 
-def _pods(found: dict[str, Any], *, from_agent: bool) -> str:
+def _pods(found: dict[str, Any], *, from_agent: bool, external: bool) -> str:
     total = found.get("total", 0)
     if not from_agent:
         return f"{total} served; whether they are captured only an agent can tell"
     text = f"{found.get('captured', 0)} of {total} captured, {found.get('verified', 0)} verified"
+    if external:
+        text = f"{found.get('served', 0)} of {total} served"
     if found.get("failed"):
         text += f", {found['failed']} FAILED"
     return f"{text} ({found['source']})" if found.get("source") else text

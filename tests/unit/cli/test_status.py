@@ -72,6 +72,19 @@ def test_the_screen_shows_every_part_within_80_columns(tmp_path: Path) -> None:
     assert not any(line.endswith(" ") for line in result.stdout.splitlines())
 
 
+def test_pods_of_a_zds_server_are_served_not_captured(tmp_path: Path) -> None:
+    capture = {"mode": "external", "reason": "the ZDS server redirects", "notes": []}
+    pods = {"total": 3, "captured": 0, "verified": 0, "served": 2, "failed": 1, "source": "zds:/z"}
+    rows = [{"namespace": "shop", "name": "web", "state": "served", "verified": False}]
+    with agent(tmp_path, "node-a", {"status": GOOD | {"capture": capture, "pods": pods}}):
+        text = underpass(tmp_path, "status").output
+    assert "2 of 3 served, 1 FAILED (zds:/z)" in text
+    assert "captured" not in text
+    with agent(tmp_path, "node-a", {"pods": rows}):
+        (row,) = [line for line in underpass(tmp_path, "pods").output.splitlines() if "web" in line]
+    assert "NO" not in row.split()
+
+
 def test_a_problem_comes_with_its_remedy_and_a_failing_exit_code(tmp_path: Path) -> None:
     with agent(tmp_path, "node-a", {"status": GOOD | {"problems": [PROBLEM]}}):
         result = underpass(tmp_path, "status")
