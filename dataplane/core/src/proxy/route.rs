@@ -22,7 +22,8 @@ pub struct Budgets {
 impl Default for Budgets {
     fn default() -> Self {
         Self {
-            own: Budget::new(4096),
+            // A crawler's addresses of a day.
+            own: Budget::new(16_384),
             peers: Budget::new(256),
         }
     }

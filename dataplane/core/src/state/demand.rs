@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+/// Of all askers, gone ones included: with the agent's copy some 40 MB.
+const MOST_NAMES: usize = 131_072;
+
 /// Names that one asker may add for the life of the process.
 #[derive(Debug)]
 pub struct Budget {
@@ -27,12 +30,13 @@ pub enum Told {
     Answered,
     /// Not within the time; nobody waits for it again before the next response.
     TimedOut,
-    /// The asker has used up its names.
+    /// The asker, or all of them together, have used up their names.
     Full,
 }
 
 pub struct Demand {
     names: Mutex<HashMap<Arc<str>, Asked>>,
+    most: usize,
     /// How many responses were processed.
     responses: watch::Sender<u64>,
     wanted: mpsc::UnboundedSender<Arc<str>>,
@@ -110,7 +114,7 @@ impl Demand {
             }
             return Ok(*asked);
         }
-        if !budget.spend() {
+        if names.len() >= self.most || !budget.spend() {
             return Err(Told::Full);
         }
         let name: Arc<str> = name.into();
@@ -149,6 +153,7 @@ impl Default for Demand {
         let (wanted, queue) = mpsc::unbounded_channel();
         Self {
             names: Mutex::default(),
+            most: MOST_NAMES,
             responses: watch::Sender::new(0),
             wanted,
             queue: Mutex::new(Some(queue)),
@@ -207,6 +212,19 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), 10, "worth waiting again");
         demand.answered(["a/b"].into_iter());
         assert_eq!(wait().await, Told::Answered, "a late answer counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_askers_together_are_bounded_and_what_was_asked_stays() {
+        let demand = Demand {
+            most: 1,
+            ..Demand::default()
+        };
+        let budget = Budget::new(9);
+        demand.want("a", &budget);
+        assert_eq!(demand.wait("b", LONG, &budget).await, Told::Full);
+        demand.answered(["a"].into_iter());
+        assert_eq!(demand.wait("a", LONG, &budget).await, Told::Answered);
     }
 
     #[tokio::test(start_paused = true)]
