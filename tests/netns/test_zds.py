@@ -3,7 +3,10 @@ rules of somebody else."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -55,7 +58,9 @@ async def node(mesh: Mesh, shop: Shop) -> AsyncIterator[ZdsNode]:
         await made.close()
 
 
-async def local(node: ZdsNode, path: str, port: int = 15000) -> tuple[int, str]:
+async def local(
+    node: ZdsNode, path: str, port: int = 15000, *, method: str = "GET"
+) -> tuple[int, str]:
     """One of the agent's own addresses, asked from its host."""
     connector = aiohttp.TCPConnector(
         force_close=True,
@@ -63,7 +68,7 @@ async def local(node: ZdsNode, path: str, port: int = 15000) -> tuple[int, str]:
     )
     async with (
         aiohttp.ClientSession(connector=connector) as session,
-        session.get(f"http://127.0.0.1:{port}{path}") as answer,
+        session.request(method, f"http://127.0.0.1:{port}{path}") as answer,
     ):
         return answer.status, await answer.text()
 
@@ -174,6 +179,49 @@ def holding_15008() -> socket.socket:
     return held
 
 
+async def test_pods_go_on_while_the_server_is_away_and_readiness_is_withdrawn(
+    mesh: Mesh, shop: Shop, node: ZdsNode
+) -> None:
+    async def readiness() -> tuple[int, str]:
+        return await local(node, "/healthz/ready", 15021)
+
+    async def withdrawn() -> bool:
+        return await readiness() == (500, "not ready, pending: pods\n")
+
+    async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
+        await node.server.__aexit__(None, None, None)
+        await mesh.until("readiness to be withdrawn", withdrawn, seconds=5)
+        assert await talk.echo("old")
+        async with Conversation(shop.db, shop.cart.sandbox.ipv4, ECHO_PORT) as other:
+            assert await other.echo("new")
+        (problem,) = (await mesh.admin(node.node, "status"))["problems"]
+        assert str(node.server.path) in problem["why"]
+        assert "CNI node agent" in problem["remedy"]
+        await node.server.__aenter__()
+        await node.served(shop.web, shop.cart, proxy=len(node.server.connections) + 1)
+        assert await readiness() == (200, "ready\n")
+        assert await talk.echo("still")
+
+
+async def test_pods_are_served_again_after_the_data_planes_death(
+    mesh: Mesh, shop: Shop, node: ZdsNode
+) -> None:
+    """Nobody but the agent holds their namespaces then."""
+    before = (await mesh.admin(node.node, "status"))["dataplane"]["pid"]
+    os.kill(before, signal.SIGKILL)
+
+    async def back() -> bool:
+        status = await mesh.admin(node.node, "status")
+        pods = await mesh.admin(node.node, "pods")
+        again = status["dataplane"]["pid"] not in (0, before)
+        return again and all(pod["state"] == "served" and pod["identity"] for pod in pods)
+
+    await mesh.until("the next data plane to serve", back, node.node.name, seconds=20)
+    for client, server in ((shop.web, shop.db), (shop.db, shop.cart)):
+        async with Conversation(client, server.sandbox.ipv4, ECHO_PORT) as talk:
+            assert await talk.echo("again")
+
+
 async def test_connections_live_through_the_agents_death_and_its_successor_takes_the_snapshot(
     mesh: Mesh, shop: Shop, node: ZdsNode
 ) -> None:
@@ -189,3 +237,21 @@ async def test_connections_live_through_the_agents_death_and_its_successor_takes
         assert await talk.echo("a new agent's")
     async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
         assert await talk.echo("new")
+
+
+async def test_allowed_quit_ends_agent_and_data_plane_and_their_code_is_0(
+    mesh: Mesh, shop: Shop, node: ZdsNode
+) -> None:
+    """The last one: nobody serves the node after it."""
+    await mesh.kill(node.node.name, signal.SIGUSR2)
+    before = len(node.server.connections)
+    for connection in node.server.connections:
+        connection.close()
+    await node.start_ours(extra={"UNDERPASS_ADMIN_ALLOW_CHANGES": "true"})
+    await node.served(shop.web, proxy=before + 1)
+    assert not await refused(shop.web, shop.db.sandbox.ipv4, ECHO_PORT)
+    assert await local(node, "/quitquitquit", method="POST") == (200, "shutdown now\n")
+    async with asyncio.timeout(20):
+        assert await mesh.processes[node.node.name].wait() == 0
+    # Its rules are there, and nobody listens.
+    assert await refused(shop.web, shop.db.sandbox.ipv4, ECHO_PORT)
