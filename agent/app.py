@@ -12,6 +12,7 @@ from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
+from agent.identity.trust import TrustKeeper
 from agent.levels import Levels
 from agent.pods.ledger import Ledger
 from agent.pods.reconciler import Reconciler
@@ -44,7 +45,8 @@ async def _serve(config: Config) -> int:
     redirect, capture = await parts.redirect(config)
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)
-    identities = parts.identity_manager(config)
+    trust = parts.trust_keeper(config)
+    identities = parts.identity_manager(config, trust)
     reconciler = Reconciler(
         redirect,
         verify_interval=config.capture.verify_interval,
@@ -54,12 +56,12 @@ async def _serve(config: Config) -> int:
         external=config.capture.mode == "external",
         ports=parts.pod_ports(config),
     )
-    feed = Feed(source, identities, reconciler, parts.capture_config(config))
+    feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)
     report = Report(
-        config.node.name, capture, pods, source, identities, reconciler, feed, supervisor
+        config.node.name, capture, pods, source, identities, reconciler, feed, supervisor, trust
     )
-    app = App(pods, source, identities, reconciler, feed, supervisor, redirect)
+    app = App(pods, source, identities, trust, reconciler, feed, supervisor, redirect)
     levels = Levels(config.log, supervisor)
     async with Servers(config, report, levels, supervisor.replace, app.end):
         return await app.run()
@@ -73,6 +75,7 @@ class App:
         pods: PodSource,
         source: ConfigurationSource,
         identities: IdentityManager | None,
+        trust: TrustKeeper,
         reconciler: Reconciler,
         feed: Feed,
         supervisor: Supervisor,
@@ -81,6 +84,7 @@ class App:
         self._pods = pods
         self._source = source
         self._identities = identities
+        self._trust = trust
         self._reconciler = reconciler
         self._feed = feed
         self._supervisor = supervisor
@@ -97,6 +101,7 @@ class App:
         tasks = [
             supervising,
             self._start(self._source.run()),
+            self._start(self._trust.run()),
             self._start(
                 self._reconciler.follow(self._pods.events(), once_synced=self._pods.after_sync)
             ),

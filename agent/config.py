@@ -28,6 +28,7 @@ from agent.slices import (
     Servers,
     Source,
     Telemetry,
+    Trust,
     Wire,
 )
 
@@ -223,6 +224,7 @@ def _assemble(reader: _Reader) -> Config | None:
         ),
         source=source,
         authority=authority,
+        trust=Trust(**reader.all_of("trust", Trust)),
         dataplane=dataplane,
         servers=Servers(
             stats=reader["stats.address"],

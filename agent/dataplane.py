@@ -50,6 +50,7 @@ Body = (
     | control_pb2.Explain
     | control_pb2.ListVerdicts
     | control_pb2.ListPolicyHits
+    | control_pb2.SetTrust
 )
 
 
@@ -272,6 +273,11 @@ class Dataplane:
     async def fail_certificate(self, identity: str, text: str) -> None:
         body = control_pb2.FailCertificate(identity=identity, text=text)
         await self._ask("fail_certificate", body)
+
+    async def set_trust(self, trust: control_pb2.SetTrust) -> None:
+        """Returns once tunnels that it no longer covers are cut. Raises InvalidRequest, whose text
+        begins with the field that can't be read; then the one before stays."""
+        await self._ask("set_trust", trust)
 
     # ---- the instance
 

@@ -15,6 +15,7 @@ from agent.dataplane import Dataplane, DataplaneError
 from agent.errors import ReplaceRefused
 from agent.identity.manager import IdentityManager
 from agent.identity.status import IdentityState
+from agent.identity.trust import TrustKeeper
 from agent.pods.reconciler import CaptureError, Reconciler
 from agent.xds.status import XdsStatus
 from agent.xds.target import ApplyTarget
@@ -52,8 +53,10 @@ class Feed:
         identities: IdentityManager | None,
         reconciler: Reconciler,
         capture: CaptureConfig,
+        trust: TrustKeeper | None = None,
     ) -> None:
         self._source = source
+        self._trust = trust
         self._identities = identities
         self._reconciler = reconciler
         self._capture = capture
@@ -88,6 +91,8 @@ class Feed:
         """A data plane that is to serve from now on, with whatever it holds already."""
         hello = dataplane.hello
         self._listen(dataplane)
+        if self._trust is not None:
+            await self._trust.attach(dataplane)
         self._source.attach(dataplane, list(hello.types))
         if self._identities is not None:
             self._identities.attach(dataplane, list(hello.certificates))
@@ -101,6 +106,8 @@ class Feed:
     def detach(self) -> None:
         """The present data plane is gone. Pods keep their rules."""
         self._source.detach()
+        if self._trust is not None:
+            self._trust.detach()
         if self._identities is not None:
             self._identities.detach()
         self._reconciler.detach()
@@ -120,6 +127,8 @@ class Feed:
         held = await self._certificates(old)
         async with self._reconciler.paused():
             self._listen(new)
+            if self._trust is not None:
+                await self._trust.attach(new)
             self._source.attach(new, [])
             if self._identities is not None:
                 self._identities.attach(new, [])
@@ -239,6 +248,8 @@ class Feed:
             log.warning("data plane not supplied, met anew", extra={"error": exc})
             await old.close()
             return
+        if self._trust is not None:
+            await self._trust.attach(old)
         self._source.attach(old, list(hello.types))
         if self._identities is not None:
             self._identities.attach(old, list(hello.certificates))

@@ -7,7 +7,8 @@ from pathlib import Path
 from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
 from agent.identity.ca import CaConfig
-from agent.identity.manager import IdentityManager
+from agent.identity.manager import ROTATION_SPREAD, IdentityManager
+from agent.identity.trust import TrustConfig, TrustKeeper
 from agent.pods.file import FileSource
 from agent.pods.source import PodSource
 from agent.slices import Config, ControlPlane
@@ -112,7 +113,19 @@ def configuration_source(config: Config) -> ConfigurationSource:
     )
 
 
-def identity_manager(config: Config) -> IdentityManager | None:
+def trust_keeper(config: Config) -> TrustKeeper:
+    return TrustKeeper(
+        TrustConfig(
+            crl=config.trust.crl,
+            aliases=config.trust.aliases,
+            compliance_policy="" if config.trust.compliance_policy == "none" else "pqc",
+            overlap=config.trust.overlap,
+            folder=config.paths.root,
+        )
+    )
+
+
+def identity_manager(config: Config, trust: TrustKeeper | None = None) -> IdentityManager | None:
     if config.authority is None:
         return None
     endpoint: ControlPlane = config.authority.endpoint
@@ -130,6 +143,9 @@ def identity_manager(config: Config) -> IdentityManager | None:
             impersonate=config.pods.kind != "self",
         ),
         config.node.trust_domain,
+        roots=trust,
+        # Well within the overlap, with time for a second attempt.
+        spread=min(ROTATION_SPREAD, config.trust.overlap.total_seconds() / 4),
     )
 
 

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from agent.errors import AgentError
+from agent.identity.trust import TrustStatus
 from agent.status import (
     CaptureView,
     CertificateView,
@@ -108,4 +109,26 @@ def certificate_problems(certificates: list[CertificateView], now: datetime) -> 
                     "check the certificate authority; the agent goes on trying",
                 )
             )
+    return problems
+
+
+def trust_problems(trust: TrustStatus | None) -> list[Problem]:
+    problems = []
+    if trust is not None and trust.crl_error:
+        since = "" if trust.crl_since is None else ": the one before stays in force"
+        problems.append(
+            Problem(
+                f"the CRL isn't in force{since}",
+                trust.crl_error,
+                "put a readable one there, PEM or DER; it is looked for again by itself",
+            )
+        )
+    if trust is not None and trust.error:
+        problems.append(
+            Problem(
+                "the data plane doesn't take what peers are judged by",
+                trust.error,
+                "correct trust.aliases, or the roots that the CA hands out",
+            )
+        )
     return problems

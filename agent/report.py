@@ -9,6 +9,7 @@ from importlib import metadata
 from agent.dataplane import Dataplane, DataplaneError, DataplaneSilent
 from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
+from agent.identity.trust import TrustKeeper, TrustStatus
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
 from agent.problems import (
@@ -17,6 +18,7 @@ from agent.problems import (
     control_plane_problems,
     dataplane_problems,
     pod_problems,
+    trust_problems,
 )
 from agent.status import (
     CaptureView,
@@ -52,6 +54,7 @@ class Report:
         reconciler: Reconciler,
         feed: Feed,
         supervisor: Supervisor,
+        trust: TrustKeeper | None = None,
     ) -> None:
         self.node = node
         self.started = datetime.now(UTC)
@@ -62,6 +65,7 @@ class Report:
         self._reconciler = reconciler
         self._feed = feed
         self._supervisor = supervisor
+        self._trust = trust
 
     @property
     def dataplane(self) -> Dataplane | None:
@@ -133,6 +137,15 @@ class Report:
             for entry in self._identities.status()
         ]
 
+    def fetches(self) -> tuple[int, int]:
+        """Certificates fetched, and attempts that failed, since the agent started."""
+        if self._identities is None:
+            return 0, 0
+        return self._identities.fetched, self._identities.failed
+
+    def trust(self) -> TrustStatus | None:
+        return None if self._trust is None else self._trust.status()
+
     def control_plane(self) -> ControlPlaneView:
         status = self._source.status()
         return ControlPlaneView(
@@ -174,6 +187,7 @@ class Report:
             *(Problem("pod list", text, self._pods.remedy) for text in self._pods.problems()),
             *pod_problems(pods),
             *certificate_problems(certificates, datetime.now(UTC)),
+            *trust_problems(self.trust()),
         ]
         if self._identities is None:
             problems.append(Problem("certificates", NO_AUTHORITY, "set --ca-address"))

@@ -82,6 +82,13 @@ def trust_domain(value: object) -> str:
     return found
 
 
+def trust_domains(value: object) -> tuple[str, ...]:
+    """A list in the file, joined by commas elsewhere."""
+    pieces = value if isinstance(value, list | tuple) else text(value).split(",")
+    names = (str(piece).strip() for piece in pieces)
+    return tuple(dict.fromkeys(trust_domain(name) for name in names if name))
+
+
 def switch(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -345,6 +352,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ca.headers", headers, {}, "Further headers, name=value [xds.headers]"),
     # facts ztunnel 14, SECRET_TTL
     Setting("ca.ttl", positive_duration, timedelta(hours=24), "Asked lifetime of certificates"),
+    Setting("trust.crl", path, None, "File with the CRL, PEM or DER, followed as it changes"),
+    Setting(
+        "trust.aliases",
+        trust_domains,
+        (),
+        "Trust domains that count as this mesh's own, joined by commas",
+    ),
+    Setting(
+        "trust.compliance-policy",
+        one_of("none", "pqc"),
+        "none",
+        "pqc: only the post-quantum key exchange",
+    ),
+    Setting(
+        "trust.overlap",
+        positive_duration,
+        # Every identity of a node is renewed within a minute; the rest is for a CA that is slow.
+        timedelta(minutes=10),
+        "How long roots count that the CA's answers no longer hold",
+    ),
     Setting(
         "dataplane.socket", path, None, "Control socket of a data plane that somebody else starts"
     ),

@@ -102,6 +102,17 @@ class Authority:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """How peers are judged beyond their own chain."""
+
+    crl: Path | None = None
+    aliases: tuple[str, ...] = ()
+    # none or pqc.
+    compliance_policy: str = "none"
+    overlap: timedelta = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
 class Log:
     format: str = "text"
     filter: str = "info"
@@ -205,5 +216,6 @@ class Config:
     wire: Wire = field(default_factory=Wire)
     namespaces: NamespaceTable = field(default_factory=dict)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    trust: Trust = field(default_factory=Trust)
     # What is odd but no mistake; logged at start.
     warnings: tuple[str, ...] = ()

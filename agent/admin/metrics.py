@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -199,6 +200,43 @@ class AgentMetrics:
                 "underpass_agent_next_certificate_expiry_timestamp_seconds",
                 "When the first certificate expires",
                 value=min(expiries),
+            )
+        yield from self._certificate_age()
+
+    def _certificate_age(self) -> "Iterator[Metric]":
+        now = datetime.now(UTC)
+        ages = [
+            (now - entry.not_before).total_seconds()
+            for entry in self._report.certificates()
+            if entry.not_before is not None
+        ]
+        yield _gauge(
+            "underpass_certificate_oldest_age_seconds",
+            "Age of the oldest certificate in use; half its life time when renewal works",
+            value=max(ages, default=0.0),
+        )
+        fetched, failed = self._report.fetches()
+        fetches = _counter(
+            "underpass_certificate_fetches",
+            "Certificates asked of the authority",
+            labels=["result"],
+        )
+        fetches.add_metric(["ok"], fetched)
+        fetches.add_metric(["failed"], failed)
+        yield fetches
+        trust = self._report.trust()
+        if trust is None:
+            return
+        yield _gauge(
+            "underpass_certificate_roots_retiring",
+            "Roots that still count though the authority's answers leave them out",
+            value=trust.retiring,
+        )
+        if trust.crl is not None:
+            yield _gauge(
+                "underpass_certificate_crl_ok",
+                "1 while the configured CRL is the one in force",
+                value=trust.crl_since is not None and not trust.crl_error,
             )
 
 

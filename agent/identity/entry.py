@@ -48,6 +48,8 @@ class Entry:
     failures: int = 0
     started: float = float("-inf")
     fetching: bool = False
+    # A renewal was asked for while an attempt was under way, whose answer may be older.
+    again: bool = False
 
     def ask(self, priority: Priority, now: float) -> None:
         """Somebody wants it. A connection may cut a back-off short; a prefetch may not.
@@ -62,6 +64,13 @@ class Entry:
         elif not self.failures:
             self.priority = min(self.priority, priority)
             self.due = min(self.due, now)
+
+    def renew(self, due: float, now: float) -> None:
+        """Earlier than planned. One that fails backs off as before."""
+        if self.fetching:
+            self.again = True
+        elif self.valid(now) and not self.failures:
+            self.due = min(self.due, due)
 
     def start(self, now: float) -> None:
         self.started = now
@@ -92,6 +101,9 @@ class Entry:
         self.failures = 0
         self.priority = Priority.RENEWAL
         self.due = max(renewal_time(not_before, not_after, rng), self.started + ASK_AGAIN)
+        if self.again:
+            self.again = False
+            self.due = now + ASK_AGAIN
         if not self.valid(now):
             self.priority = Priority.PREFETCH
             self.due = now

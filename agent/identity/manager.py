@@ -22,6 +22,9 @@ from proto.gen import control_pb2
 
 # facts ztunnel 8.3
 IN_FLIGHT = 8
+# Seconds over which all identities are renewed once roots rotate: a node's share of a burst that
+# all nodes of the mesh begin with.
+ROTATION_SPREAD = 30.0
 # The clock may be set; due times are looked at again at least this often.
 LOOK_AGAIN = 30.0
 
@@ -40,6 +43,12 @@ class CertificateTarget(Protocol):
     async def fail_certificate(self, identity: str, text: str) -> None: ...
 
 
+class RootKeeper(Protocol):
+    """TrustKeeper, as far as it is told of roots."""
+
+    async def answered(self, roots: Sequence[str]) -> bool: ...
+
+
 class IdentityManager:
     """Call `attach`, `detach`, `wanted` and `forgotten` from the loop that `run` runs in."""
 
@@ -51,8 +60,15 @@ class IdentityManager:
         clock: Callable[[], float] = time.time,
         retry: Backoff = RETRY,
         rng: random.Random | None = None,
+        roots: RootKeeper | None = None,
+        spread: float = ROTATION_SPREAD,
     ) -> None:
         self._trust_domain = trust_domain
+        self._roots = roots
+        self._spread = spread
+        # Attempts since the start, for metrics.
+        self.fetched = 0
+        self.failed = 0
         self._ca = CaClient(config)
         self._clock = clock
         self._retry = retry
@@ -155,6 +171,7 @@ class IdentityManager:
             if not self._ended(identity):
                 return
             text = str(error) or type(error).__name__
+            self.failed += 1
             entry.fail(text, self._clock(), self._retry)
             log.warning("certificate failed", extra={"identity": identity, "error": text})
             await _tell(target, identity, text)
@@ -162,6 +179,7 @@ class IdentityManager:
             if not self._ended(identity):
                 return
             now = self._clock()
+            self.fetched += 1
             entry.succeed(
                 installed.not_before, installed.not_after, installed.serial, now, self._rng
             )
@@ -177,6 +195,14 @@ class IdentityManager:
         self._changed.set()
         return True
 
+    def _renew_others(self, identity: str) -> None:
+        """Roots rotate: what was proved by old ones is proved anew, all of it and soon."""
+        now = self._clock()
+        for entry in self._entries.values():
+            if entry.identity != identity:
+                entry.renew(now + self._rng.uniform(0, self._spread), now)
+        self._changed.set()
+
     async def _obtain(
         self, target: CertificateTarget, identity: str
     ) -> control_pb2.CertificateStatus:
@@ -186,6 +212,8 @@ class IdentityManager:
         answer = await self._ca.create(csr, identity)
         now = datetime.fromtimestamp(self._clock(), UTC)
         issued = check_answer(answer, identity, self._trust_domain, now)
+        if self._roots is not None and await self._roots.answered(issued.roots):
+            self._renew_others(identity)
         status = await target.install_certificate(identity, issued.chain, issued.roots)
         if not status.not_after:
             raise CaError(f"{identity}: the data plane didn't take the certificate")

@@ -29,7 +29,7 @@ use super::{Connect, Dial, Error, Key, Stream, until};
 use crate::config::Limits;
 use crate::identity::Identity;
 use crate::inpod::Share;
-use crate::tls::{Admission, Proof, Tracked};
+use crate::tls::{Admission, Change, Proof, Tracked};
 
 /// A tunnel that may carry streams. Its connection closes when the last holder is gone.
 pub struct Tunnel {
@@ -422,7 +422,10 @@ async fn drive(
             },
             _ = cut.wait_for(|cut| *cut) => break Error::Draining,
             () = killed.notified() => break Error::Moved(dst),
-            distrust = tracked.cut() => break Error::Untrusted(dst, distrust),
+            change = tracked.changed() => match change {
+                Change::Drain => retire(dialling, tunnel),
+                Change::Cut(distrust) => break Error::Untrusted(dst, distrust),
+            },
             () = &mut idle => {
                 // Without holders the connection ends by itself, with GOAWAY.
                 let next = next_look(dialling, tunnel);
@@ -439,6 +442,13 @@ async fn drive(
     }
     drop(connection);
     opening.tell(Err(error));
+}
+
+/// No new streams; the tunnel ends with its last one.
+fn retire(dialling: &Dialling, tunnel: &Weak<Tunnel>) {
+    if let (Some(tunnel), Some(pool)) = (tunnel.upgrade(), dialling.pool.upgrade()) {
+        pool.retire(&tunnel);
+    }
 }
 
 /// Lets the pool forget the tunnel when it has been idle for long enough or a certificate has

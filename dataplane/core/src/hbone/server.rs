@@ -23,7 +23,7 @@ use super::socket::Socket;
 use super::{Error, Stream, until};
 use crate::config::{Limits, canonical_addr};
 use crate::identity::Identity;
-use crate::tls::{Credentials, Peer, Proof, describe};
+use crate::tls::{Change, Credentials, Peer, Proof, describe};
 
 /// An inbound CONNECT (or something else that must be refused with a status).
 pub struct Request {
@@ -149,10 +149,16 @@ impl Tunnel {
                 self.shut().await;
                 Some(Some(Err(Error::Timeout(from, "PING", silence))))
             }
-            distrust = self.peer.tracked.cut() => {
-                self.shut().await;
-                Some(Some(Err(Error::Untrusted(from, distrust))))
-            }
+            change = self.peer.tracked.changed() => match change {
+                Change::Drain => {
+                    self.drain();
+                    None
+                }
+                Change::Cut(distrust) => {
+                    self.shut().await;
+                    Some(Some(Err(Error::Untrusted(from, distrust))))
+                }
+            },
             () = elapsed(&mut self.expiry) => {
                 match self.expires <= SystemTime::now() {
                     true => {

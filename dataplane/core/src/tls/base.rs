@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use ahash::RandomState;
@@ -54,7 +54,18 @@ pub struct Proof {
     peer: Option<Arc<Proven>>,
     hybrid: bool,
     distrust: OnceLock<Distrust>,
-    cut: Notify,
+    /// The root of one of its ends will go: no new streams.
+    retiring: AtomicBool,
+    told: Notify,
+}
+
+/// What a tunnel's task must do since trust changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Take no new streams; open ones may end by themselves until the root is gone.
+    Drain,
+    /// End, with all streams.
+    Cut(Distrust),
 }
 
 /// A live tunnel in the list, until it is dropped.
@@ -63,6 +74,8 @@ pub struct Tracked {
     id: u64,
     base: Arc<TrustBase>,
     proof: Arc<Proof>,
+    /// Its task was told to drain.
+    drained: AtomicBool,
 }
 
 impl TrustBase {
@@ -103,6 +116,7 @@ impl TrustBase {
             id,
             base: self.clone(),
             proof: Arc::new(proof),
+            drained: AtomicBool::new(false),
         };
         self.tunnels.lock().insert(id, tracked.proof.clone());
         // Listed first: what changes from here on finds it.
@@ -139,6 +153,13 @@ impl TrustBase {
         cut
     }
 
+    /// Drains every live tunnel of this owner: one end's root will go.
+    pub(super) fn retire(&self, owner: &Identity) {
+        let tunnels = self.tunnels.lock();
+        let its = tunnels.values().filter(|proof| proof.rule.own() == owner);
+        its.for_each(|proof| proof.retire());
+    }
+
     /// Returns when no tunnel that was cut is left.
     pub(super) async fn none_cut(&self) {
         loop {
@@ -167,7 +188,8 @@ impl Proof {
             peer: Some(peer).filter(|peer| peer.path.size() <= MAX_KEPT),
             hybrid,
             distrust: OnceLock::new(),
-            cut: Notify::new(),
+            retiring: AtomicBool::new(false),
+            told: Notify::new(),
         }
     }
 
@@ -198,9 +220,15 @@ impl Proof {
     fn end(&self, distrust: Distrust) -> bool {
         let first = self.distrust.set(distrust).is_ok();
         if first {
-            self.cut.notify_one();
+            self.told.notify_one();
         }
         first
+    }
+
+    fn retire(&self) {
+        if !self.retiring.swap(true, Relaxed) {
+            self.told.notify_one();
+        }
     }
 }
 
@@ -209,13 +237,17 @@ impl Tracked {
         &self.proof
     }
 
-    /// Resolves when the peer is trusted no longer: the tunnel must end. For one task. Cancel safe.
-    pub async fn cut(&self) -> Distrust {
+    /// Resolves when trust has changed for this tunnel: `Drain` at most once, `Cut` for good. For
+    /// one task. Cancel safe.
+    pub async fn changed(&self) -> Change {
         loop {
-            self.proof.cut.notified().await;
             if let Some(distrust) = self.proof.distrust() {
-                return distrust.clone();
+                return Change::Cut(distrust.clone());
             }
+            if self.proof.retiring.load(Relaxed) && !self.drained.swap(true, Relaxed) {
+                return Change::Drain;
+            }
+            self.proof.told.notified().await;
         }
     }
 }

@@ -28,7 +28,7 @@ mod store_tests;
 #[cfg(test)]
 mod trust_tests;
 
-pub use base::{CrlCounters, Proof, RoleCounters, Tracked, TrustBase};
+pub use base::{Change, CrlCounters, Proof, RoleCounters, Tracked, TrustBase};
 pub use credentials::{Admission, Credentials, Peer};
 pub use store::CertStore;
 pub use trust::{BadTrust, Distrust, Trust};

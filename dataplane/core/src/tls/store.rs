@@ -184,6 +184,8 @@ impl CertStore {
         let same_roots = old.is_none_or(|old| entry.has_roots(&old.roots));
         drop(entries);
         if !same_roots {
+            // What either end proved by the old ones is proved anew: who comes next meets no cut.
+            self.trust.retire(identity);
             let cut = self.recheck(|owner| owner == identity);
             tracing::info!(%identity, cut, "roots changed");
         }

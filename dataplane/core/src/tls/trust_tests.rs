@@ -11,7 +11,7 @@ use super::handshake_tests::{Ends, expect, id, meet, refused_by_client, refused_
 use super::provider::{VERSIONS, with_groups};
 use super::testing::{Bend, Ca};
 use super::trust::{Distrust, Trust};
-use super::{CertStore, Credentials, CrlCounters, Peer};
+use super::{CertStore, Change, Credentials, CrlCounters, Peer};
 use crate::identity::Identity;
 use crate::wire::control as pb;
 
@@ -87,14 +87,20 @@ async fn tunnel(client: &End, server: &End) -> (Peer, Peer) {
     (at_client.expect("admitted"), at_server.expect("admitted"))
 }
 
-async fn is_cut(peer: &Peer) -> Distrust {
-    let cut = tokio::time::timeout(SOON, peer.tracked.cut()).await;
-    cut.expect("cut in time")
+async fn change(peer: &Peer) -> Change {
+    let change = tokio::time::timeout(SOON, peer.tracked.changed()).await;
+    change.expect("told in time")
 }
 
 /// A task that ends its tunnel as soon as it is told to.
 fn obedient(peer: Peer) -> tokio::task::JoinHandle<Distrust> {
-    tokio::spawn(async move { peer.tracked.cut().await })
+    tokio::spawn(async move {
+        loop {
+            if let Change::Cut(distrust) = peer.tracked.changed().await {
+                return distrust;
+            }
+        }
+    })
 }
 
 #[tokio::test]
@@ -287,7 +293,7 @@ async fn roots_overlap_and_old_tunnels_are_cut_when_the_old_root_goes() {
     let (old, new) = (Ca::new("root"), Ca::new("root"));
     let web = End::new(&old, id("web"));
     let db = End::new(&old, id("db"));
-    let (_at_web, by_old) = tunnel(&web, &db).await;
+    let (at_web, by_old) = tunnel(&web, &db).await;
 
     // Both roots count everywhere first; then certificates of the new one come, end by end.
     let both = pb::SetTrust {
@@ -297,12 +303,17 @@ async fn roots_overlap_and_old_tunnels_are_cut_when_the_old_root_goes() {
     db.trust(both.clone()).await;
     web.trust(both).await;
     new.install(&db.store, &id("db"));
-    let (_near, half_way) = tunnel(&web, &db).await;
+    let (web_half_way, half_way) = tunnel(&web, &db).await;
     new.install(&web.store, &id("web"));
     let (_near, by_new) = tunnel(&web, &db).await;
     for peer in [&by_old, &half_way, &by_new] {
         assert!(peer.tracked.proof().distrust().is_none(), "nothing is cut");
     }
+
+    // What an old root proved takes no new streams, so that few are left when it goes.
+    assert_eq!(change(&by_old).await, Change::Drain);
+    assert_eq!(change(&at_web).await, Change::Drain);
+    assert_eq!(change(&web_half_way).await, Change::Drain);
 
     let (first, second) = (obedient(by_old), obedient(half_way));
     assert_eq!(db.trust(pb::SetTrust::default()).await, 2);
@@ -320,7 +331,7 @@ async fn a_certificate_with_other_roots_ends_tunnels_of_the_old_ones_at_once() {
     let db = End::new(&old, id("db"));
     let (_near, by_old) = tunnel(&web, &db).await;
     new.install(&db.store, &id("db"));
-    assert_eq!(is_cut(&by_old).await, Distrust::Root);
+    assert_eq!(change(&by_old).await, Change::Cut(Distrust::Root));
 }
 
 #[tokio::test]
