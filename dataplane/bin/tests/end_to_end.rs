@@ -16,7 +16,7 @@ use node::process::Dataplane;
 use node::records::{deny, identity, pod, policies, workloads};
 use node::{PATIENCE, eventually};
 use pb::request::Body as Ask;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use underpass_core::wire::control as pb;
 
 /// A client pod on one node and a server pod on another.
@@ -344,4 +344,68 @@ impl Load {
         let result = self.thread.join().expect("no panic");
         result.expect("no request failed");
     }
+}
+
+/// Resident memory in KiB.
+fn memory(dataplane: &Dataplane) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", dataplane.pid()));
+    let status = status.expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let words = line.expect("every process has it").split_whitespace();
+    words
+        .rev()
+        .nth(1)
+        .expect("a number")
+        .parse()
+        .expect("a number")
+}
+
+#[test]
+fn ten_thousand_half_open_handshakes_are_bounded_and_leave_others_alone() {
+    let mut mesh = Mesh::start();
+    let mut live = mesh.dial(APP4);
+    greeting(&mut live).expect("served");
+    let files = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    setrlimit(Resource::Nofile, all).expect("its own hard limit");
+
+    let server = &mesh.server;
+    let (before, descriptors) = (memory(&server.dataplane), server.dataplane.open_files());
+    let silent = server.netns.run(|| {
+        // Some are reset before they know that they were connected.
+        let dial = |_| TcpStream::connect("127.0.0.1:15008").ok();
+        (0..10_000).map(dial).collect::<Vec<_>>()
+    });
+    let refused = |agent: &mut Client| {
+        let text = agent.metrics();
+        let line = text
+            .lines()
+            .find(|line| line.contains("\"too_many_handshakes\""));
+        let count = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        count.unwrap_or(0)
+    };
+    eventually("most are refused", || {
+        refused(&mut mesh.server.agent) >= 7_000
+    });
+    let server = &mesh.server;
+    let grown = memory(&server.dataplane).saturating_sub(before);
+    assert!(
+        grown < 100 << 10,
+        "{grown} KiB for at most 1024 handshakes at a time"
+    );
+    assert!(server.dataplane.open_files() < descriptors + 1_100);
+    live.write_all(b"ping").expect("it lives");
+    let mut echoed = [0; 4];
+    live.read_exact(&mut echoed).expect("it lives");
+    // Over the tunnel that stands.
+    greeting(&mut mesh.dial(APP4)).expect("served meanwhile");
+
+    drop(silent);
+    let server = &mesh.server;
+    eventually("nothing is left of them", || {
+        server.dataplane.open_files() <= descriptors + 2
+    });
 }

@@ -13,7 +13,7 @@ use super::pods::Pods;
 use super::status;
 use crate::config::{Config, Limits};
 use crate::inpod::Descriptors;
-use crate::proxy::Shared;
+use crate::proxy::{Names, Shared};
 use crate::state::{ADDRESS_TYPE, Applied, Store, TypeState};
 use crate::telemetry::Telemetry;
 use crate::tls::{CertEvent, CertStore};
@@ -116,6 +116,7 @@ impl Instance {
         let shared = Arc::new(Shared {
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(config.limits.clone())),
             descriptors: Descriptors::of_process(),
+            names: Names::new(&config),
             store: Store::new(config.clone()),
             certs: self.certs.clone(),
             telemetry,

@@ -14,7 +14,7 @@ use super::Cache;
 use crate::config::{Config, Limits};
 use crate::inpod::testing::TestNetns;
 use crate::inpod::{Descriptors, DnsSockets, Netns, PodInfo};
-use crate::proxy::{PodProxy, Shared};
+use crate::proxy::{Names, PodProxy, Shared};
 use crate::state::Store;
 use crate::state::fixture::Push;
 use crate::telemetry::Telemetry;
@@ -64,6 +64,7 @@ impl World {
         let shared = Arc::new(Shared {
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(Limits::default())),
             descriptors: Descriptors::of_process(),
+            names: Names::new(&config),
             store,
             certs: CertStore::new().0,
             telemetry: Telemetry::new(&pb::LogConfig::default(), &config.telemetry, false),

@@ -496,7 +496,7 @@ fn broken(dst: SocketAddr, err: &h2::Error, settled: bool) -> Error {
     }
 }
 
-fn request(connect: &Connect) -> Result<Request<()>, http::Error> {
+pub(super) fn request(connect: &Connect) -> Result<Request<()>, http::Error> {
     let uri = Uri::builder()
         .authority(connect.authority.as_str())
         .build()?;

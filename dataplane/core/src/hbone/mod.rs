@@ -16,6 +16,7 @@ use crate::tls::{Distrust, describe, is_revoked};
 mod client;
 mod gather;
 mod keepalive;
+mod nested;
 mod pool;
 mod server;
 mod settings;
@@ -25,7 +26,11 @@ mod stream;
 #[cfg(test)]
 mod expiry_tests;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod pool_tests;
+#[cfg(test)]
+mod raw;
 #[cfg(test)]
 mod stall_tests;
 #[cfg(test)]
@@ -94,6 +99,7 @@ pub struct Key {
     pub from: Option<IpAddr>,
 }
 
+#[derive(Clone)]
 pub struct Connect {
     pub authority: String,
     /// Further request headers: baggage, forwarded, traceparent.

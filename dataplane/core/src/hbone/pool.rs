@@ -1,6 +1,7 @@
 //! Tunnels that are shared: one dial at a time for each key, whose end everybody who waits learns.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,9 +11,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::client::{self, Dialling, Failure, Slot, Tls, Tunnel};
+use super::nested::Nested;
 use super::settings::Http2;
 use super::{Connect, Connected, Dial, Error, Key};
 use crate::config::{Limits, LiveLimits};
+use crate::identity::Identity;
 use crate::inpod::Share;
 use crate::telemetry::Bounds;
 use crate::tls::Credentials;
@@ -135,6 +138,23 @@ impl Pool {
                 }
                 Err(Failure::Final(error)) => return Err(error),
             }
+        }
+    }
+
+    /// A second tunnel inside one of this pool's streams, to one of `expected` behind `via`.
+    pub fn nested<'a>(
+        &'a self,
+        via: SocketAddr,
+        expected: &'a Arc<[Identity]>,
+        credentials: &'a Credentials,
+    ) -> Nested<'a> {
+        Nested {
+            expected,
+            credentials,
+            via,
+            limits: self.inner.limits(),
+            http2: &self.http2,
+            cut: self.inner.cut.subscribe(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The three TCP listeners of a pod: bound inside its namespace, or received from another data
+//! The TCP listeners of a pod: bound inside its namespace, or received from another data
 //! plane.
 
 use std::io;
@@ -12,13 +12,15 @@ use tokio::net::TcpListener;
 use super::{Netns, sockopt};
 use crate::config::{Config, OriginalSource, Ports};
 
-/// The three TCP listeners of a pod, bound and not yet accepting. Wildcard, dual-stack, transparent,
+/// The TCP listeners of a pod, bound and not yet accepting. Wildcard (SOCKS5: loopback alone), dual-stack, transparent,
 /// never SO_REUSEPORT (a root process in the pod could join the group), backlog 4096.
 #[derive(Debug)]
 pub struct Listeners {
     pub outbound: TcpListener,
     pub inbound_plaintext: TcpListener,
     pub inbound_hbone: TcpListener,
+    /// Where the configuration wants it (facts ztunnel 4.2).
+    pub socks5: Option<TcpListener>,
 }
 
 /// Second descriptors of the same sockets, for a successor: (port, descriptor). The sockets go on
@@ -46,7 +48,7 @@ pub enum ListenError {
 pub(super) const BACKLOG: i32 = 4096;
 
 impl Listeners {
-    /// All three or none. Needs a tokio context.
+    /// All or none. Needs a tokio context.
     pub fn bind(netns: &Netns, config: &Config) -> Result<Self, ListenError> {
         let listen = |port| listen(netns, config, port);
         let Ports {
@@ -59,6 +61,10 @@ impl Listeners {
             outbound: listen(outbound)?,
             inbound_plaintext: listen(inbound_plaintext)?,
             inbound_hbone: listen(inbound_hbone)?,
+            socks5: match config.ports.socks5 {
+                Some(port) => Some(listen_on_loopback(netns, config, port)?),
+                None => None,
+            },
         })
     }
 
@@ -83,17 +89,22 @@ impl Listeners {
             outbound: take(ports.outbound)?,
             inbound_plaintext: take(ports.inbound_plaintext)?,
             inbound_hbone: take(ports.inbound_hbone)?,
+            socks5: ports.socks5.map(take).transpose()?,
         })
     }
 
     /// For a later hand-over.
     pub fn duplicate(&self) -> io::Result<ListeningFds> {
-        let all = [&self.outbound, &self.inbound_plaintext, &self.inbound_hbone];
+        let wildcard = [&self.outbound, &self.inbound_plaintext, &self.inbound_hbone];
         let duplicate = |listener: &TcpListener| {
             let port = listener.local_addr()?.port();
             Ok((port, listener.as_fd().try_clone_to_owned()?))
         };
-        let fds: io::Result<_> = all.into_iter().map(duplicate).collect();
+        let fds: io::Result<_> = wildcard
+            .into_iter()
+            .chain(&self.socks5)
+            .map(duplicate)
+            .collect();
         Ok(ListeningFds(fds?))
     }
 }
@@ -118,6 +129,17 @@ fn listen(netns: &Netns, config: &Config, port: u16) -> Result<TcpListener, List
     } else {
         bound(netns, config, wildcard4)?
     };
+    register(port, socket.map_err(|source| error(port, source))?)
+}
+
+/// Like upstream's, on IPv4 only.
+fn listen_on_loopback(
+    netns: &Netns,
+    config: &Config,
+    port: u16,
+) -> Result<TcpListener, ListenError> {
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let socket = bound(netns, config, loopback)?;
     register(port, socket.map_err(|source| error(port, source))?)
 }
 

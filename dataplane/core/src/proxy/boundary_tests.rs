@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::testing::{World, eventually, exchange, record, soon};
-use crate::state::fixture::Push;
+use crate::state::fixture::{Push, gateway_at, service};
 use crate::wire::workload as wds;
 
 #[tokio::test]
@@ -85,4 +85,35 @@ async fn addresses_of_refused_peers_are_logged_as_they_are_known() {
     let line = world.logged(&["connection failed", "inbound", "TLS"]).await;
     assert!(!line.contains("ffff"), "{line}");
     assert!(line.contains("error=\"10.77.0.1:"), "{line}");
+}
+
+#[tokio::test]
+async fn a_waypoint_is_told_which_service_was_called() {
+    let world = World::new();
+    let _peers = world.db.echo("127.0.0.1:9000");
+    let proxy = wds::application_tunnel::Protocol::Proxy.into();
+    let waypoint = wds::Workload {
+        application_tunnel: Some(wds::ApplicationTunnel {
+            protocol: proxy,
+            port: 9000,
+        }),
+        ..record("db")
+    };
+    let mut store = service("shop", "store", "10.77.0.50");
+    store.waypoint = Some(gateway_at("10.77.0.2", 15008));
+    for side in [&world.web, &world.db] {
+        Push::addresses()
+            .service(store.clone())
+            .workload(waypoint.clone())
+            .accepted_by(&side.shared.store);
+    }
+    let stream = world.web.dial("10.77.0.50:80").await.unwrap();
+    let got = exchange(stream, b"hello").await.unwrap();
+    let name = b"store.shop.svc.cluster.local";
+    let tlv = [&[0xd1, 0, name.len() as u8], &name[..]].concat();
+    assert!(got.windows(tlv.len()).any(|w| w == tlv), "{got:?}");
+    let identity = b"spiffe://cluster.local/ns/shop/sa/web-sa";
+    let tlv = [&[0xd0, 0, identity.len() as u8], &identity[..]].concat();
+    assert!(got.windows(tlv.len()).any(|w| w == tlv), "{got:?}");
+    assert!(got.ends_with(b"hello"));
 }

@@ -35,10 +35,30 @@ impl Direction {
     }
 }
 
+/// facts ztunnel 13.1
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Hbone,
+    DoubleHbone,
+}
+
+impl Protocol {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Hbone => "HBONE",
+            Self::DoubleHbone => "DOUBLEHBONE",
+        }
+    }
+}
+
 /// What is known when a connection is opened.
 pub struct Facts {
     pub direction: Direction,
     pub trace: Trace,
+    /// When the client's connection was accepted, or its stream.
+    pub began: Instant,
     pub src: SocketAddr,
     pub src_pod: Arc<str>,
     /// What the client dialled: an address, or the forwarded host where the far end told it.
@@ -49,7 +69,7 @@ pub struct Facts {
     pub log_dst: SocketAddr,
     pub authority: Option<Box<str>>,
     pub dst_pod: Arc<str>,
-    pub hbone: bool,
+    pub protocol: Protocol,
     /// What policies are asked again when something changes; inbound only.
     pub checked: Option<Checked>,
 }
@@ -66,7 +86,6 @@ pub struct Connection {
     pub facts: Facts,
     pub series: Arc<Series>,
     pub counters: Counters,
-    opened: Instant,
     flushed: (AtomicU64, AtomicU64),
     denied: OnceLock<DenyReason>,
     close: Notify,
@@ -82,7 +101,6 @@ impl Connection {
             facts,
             series,
             counters: Counters::default(),
-            opened: Instant::now(),
             flushed: Default::default(),
             denied: OnceLock::new(),
             close: Notify::new(),
@@ -153,7 +171,7 @@ impl Connection {
             src: facts.src.to_string(),
             original_dst: facts.original_dst.as_deref().unwrap_or_default().to_owned(),
             actual_dst: facts.dst.to_string(),
-            protocol: if facts.hbone { "HBONE" } else { "TCP" }.to_owned(),
+            protocol: facts.protocol.as_str().to_owned(),
             src_identity: identity(&labels.source.principal),
             dst_identity: identity(&labels.destination.principal),
             dst_service: labels
@@ -161,7 +179,7 @@ impl Connection {
                 .as_ref()
                 .map(|service| service.hostname.to_string())
                 .unwrap_or_default(),
-            age_ms: u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+            age_ms: u64::try_from(self.facts.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             bytes_sent: if inbound {
                 bytes.from_server
             } else {
@@ -238,7 +256,7 @@ impl Open {
             self.telemetry.verdicts.put(pod, src, happened);
         }
         let error = result.as_ref().err().map(ToString::to_string);
-        let duration = connection.opened.elapsed();
+        let duration = connection.facts.began.elapsed();
         connection.access(policy.map(AsRef::as_ref), |access| {
             access::complete(
                 access,

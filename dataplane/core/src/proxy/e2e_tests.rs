@@ -1,11 +1,11 @@
 //! The proxies of two nodes against each other, with real namespaces, redirection and certificates.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connection::{Checked, Direction, Facts, Open};
+use super::connection::{Checked, Direction, Facts, Open, Protocol};
 use super::pod::Pod;
 use super::testing::{World, deny, eventually, exchange, record, soon};
 use super::traceparent::Trace;
@@ -479,6 +479,7 @@ fn fake_inbound(pod: &Pod, own: &Arc<Workload>, account: &str) -> Open {
     let facts = Facts {
         direction: Direction::Inbound,
         trace: Trace::random(),
+        began: Instant::now(),
         src,
         src_pod: Arc::default(),
         original_dst: None,
@@ -486,7 +487,7 @@ fn fake_inbound(pod: &Pod, own: &Arc<Workload>, account: &str) -> Open {
         log_dst: dst,
         authority: None,
         dst_pod: Arc::default(),
-        hbone: true,
+        protocol: Protocol::Hbone,
         checked: Some(Checked {
             subject,
             own: own.clone(),

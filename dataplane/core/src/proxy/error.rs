@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::names::NoAddress;
+use super::socks5::BadRequest;
 use crate::hbone;
 use crate::inpod::NoneFree;
 use crate::policy::DenyReason;
@@ -51,8 +53,10 @@ pub enum Early {
          (on-demand discovery)"
     )]
     TooManyNames { name: Arc<str> },
-    #[error("{0} are not supported yet")]
-    Unsupported(&'static str),
+    #[error(transparent)]
+    NoAddress(#[from] NoAddress),
+    #[error(transparent)]
+    Socks(BadRequest),
     #[error(transparent)]
     Certificate(#[from] CertError),
     #[error(transparent)]
@@ -80,9 +84,10 @@ impl Early {
             Self::TooManyHandshakes(_) => "too_many_handshakes",
             Self::NoSocket(_) => "too_many_sockets",
             Self::UnknownOwnWorkload(_) => "unknown_own_workload",
-            Self::Route(_) | Self::Unsupported(_) => "no_route",
             Self::NotTold { .. } => "not_told",
             Self::TooManyNames { .. } => "too_many_names",
+            Self::Route(_) | Self::NoAddress(_) => "no_route",
+            Self::Socks(_) => "bad_socks_request",
             Self::RegistryOnly { .. } => "registry_only",
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(_) => "handshake",

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, Method};
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::authority;
 use super::baggage::{BAGGAGE, Baggage};
-use super::connection::{Checked, Direction, Facts, Open};
+use super::connection::{Checked, Direction, Facts, Open, Protocol};
 use super::error::{Early, Failed};
 use super::forwarded::Forwarded;
 use super::labels::Peer;
@@ -27,7 +27,8 @@ use crate::hbone::{Request, Responder, Stream, Tunnel};
 use crate::identity::Identity;
 use crate::inpod::Held;
 use crate::policy::Subject;
-use crate::state::resolve;
+use crate::state::Snapshot;
+use crate::state::resolve::{self, Authority};
 use crate::telemetry::{Labels, Reporter};
 
 /// Both ends of the tunnel's socket, and whom its certificate names.
@@ -168,7 +169,8 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     let host = forwarded.host.as_deref();
     let inbound = pod.arrival(&own, ends.local, &authority, host).await?;
     let snapshot = pod.shared.store.snapshot();
-    let target = Target::new(ends, &inbound);
+    let called = called(&snapshot, &config.network, &authority, &inbound);
+    let target = Target::new(ends, &inbound, called.as_deref());
     let identity = Some(ends.identity.clone());
     let source = Peer::source(
         &snapshot,
@@ -188,6 +190,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     let facts = Facts {
         direction: Direction::Inbound,
         trace: Trace::of(&headers),
+        began: Instant::now(),
         src: ends.peer,
         src_pod: source.pod,
         original_dst: forwarded.host.map(Into::into),
@@ -195,7 +198,7 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
         log_dst: ends.local,
         authority: Some(text.into()),
         dst_pod: destination.pod,
-        hbone: true,
+        protocol: Protocol::Hbone,
         checked: Some(Checked {
             subject: Subject {
                 identity,
@@ -206,6 +209,25 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
         }),
     };
     Ok((pod.open(facts, labels), target, permit))
+}
+
+/// The service that the client called, for the PROXY header: the one that was named, or the one
+/// whose address was dialled. A waypoint gets traffic of services that it isn't an endpoint of.
+fn called(
+    snapshot: &Snapshot,
+    network: &str,
+    authority: &Authority,
+    inbound: &resolve::Inbound,
+) -> Option<Arc<str>> {
+    let dst = inbound.proxy_header?;
+    let named = inbound.service.as_ref().map(|s| s.hostname.clone());
+    match authority {
+        Authority::Host(..) => named,
+        Authority::Ip(_) => {
+            let service = snapshot.service_by_vip(network, dst.ip(), None);
+            service.map(|s| s.name.hostname.clone()).or(named)
+        }
+    }
 }
 
 /// Steps 6 to 8. The connection is registered before it is first checked, so that no change of
@@ -265,10 +287,10 @@ impl Room {
 }
 
 impl Target {
-    fn new(ends: &Ends, inbound: &resolve::Inbound) -> Self {
+    fn new(ends: &Ends, inbound: &resolve::Inbound, called: Option<&str>) -> Self {
         let connect = inbound.connect;
         let (peer, identity) = (ends.peer, &ends.identity);
-        let header = |dst| proxy_protocol::header(peer, dst, Some(identity));
+        let header = |dst| proxy_protocol::header(peer, dst, Some(identity), called);
         let itself = peer.ip() == connect.ip() || connect.ip().is_loopback();
         Self {
             connect,

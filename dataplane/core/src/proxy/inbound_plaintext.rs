@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::connection::{Checked, Direction, Facts, Open};
+use super::connection::{Checked, Direction, Facts, Open, Protocol};
 use super::error::{Early, Failed};
 use super::labels::Peer;
 use super::pod::{Place, Pod, reset, run};
@@ -62,6 +63,7 @@ async fn check(
     let facts = Facts {
         direction: Direction::Inbound,
         trace: Trace::random(),
+        began: Instant::now(),
         src: peer,
         src_pod: source.pod,
         original_dst: Some(dst.to_string().into()),
@@ -69,7 +71,7 @@ async fn check(
         log_dst: dst,
         authority: None,
         dst_pod: destination.pod,
-        hbone: false,
+        protocol: Protocol::Tcp,
         checked: Some(Checked {
             subject: Subject {
                 identity: None,

@@ -13,7 +13,7 @@ use crate::state::{Snapshot, Workload};
 use crate::telemetry::{Labels, Reporter, Side};
 
 /// Present when a request comes from another network's gateway (facts ztunnel 3.8).
-const X_FORWARDED_NETWORK: &str = "x-forwarded-network";
+pub const X_FORWARDED_NETWORK: &str = "x-forwarded-network";
 
 /// A peer for labels and log.
 #[derive(Default)]

@@ -19,6 +19,7 @@ use crate::tls::CertStore;
 use crate::wire::control as pb;
 
 mod accept;
+mod attempt;
 mod authority;
 mod baggage;
 mod connection;
@@ -31,12 +32,14 @@ pub mod fuzzing;
 mod inbound;
 mod inbound_plaintext;
 mod labels;
+mod names;
 mod outbound;
 mod pod;
 mod proxy_protocol;
 mod recheck;
 mod registry;
 mod route;
+mod socks5;
 mod tasks;
 mod traceparent;
 mod verdict;
@@ -48,13 +51,19 @@ mod bounds_tests;
 #[cfg(test)]
 mod e2e_tests;
 #[cfg(test)]
+mod endpoint_tests;
+#[cfg(test)]
 mod enforcement_tests;
 #[cfg(test)]
 mod flags_tests;
 #[cfg(test)]
+mod network_tests;
+#[cfg(test)]
 mod route_tests;
 #[cfg(test)]
 mod settings_tests;
+#[cfg(test)]
+mod socks5_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -63,6 +72,7 @@ mod trust_tests;
 mod verdict_tests;
 
 pub use enforcement::{Demands, Enforcement};
+pub use names::Names;
 pub(crate) use pod::Pod;
 use registry::Registry;
 use route::Budgets;
@@ -76,6 +86,7 @@ pub struct Shared {
     pub limits: LiveLimits,
     /// Of the process, shared among pods.
     pub descriptors: Arc<Descriptors>,
+    pub names: Names,
     pub store: Arc<Store>,
     pub certs: Arc<CertStore>,
     pub telemetry: Arc<Telemetry>,
@@ -146,6 +157,7 @@ impl PodProxy {
             outbound,
             inbound_plaintext,
             inbound_hbone,
+            socks5,
         } = listeners;
         let (pod, traffic) = (&self.pod, &self.traffic);
         if !self.served.swap(true, Relaxed) {
@@ -161,13 +173,20 @@ impl PodProxy {
         let (p, t) = (pod.clone(), traffic.clone());
         self.listen(outbound, move |stream, peer| {
             let handle = outbound::handle(p.clone(), stream, peer);
-            t.spawn_counted(&outgoing, sized::<1280, _>(handle));
+            t.spawn_counted(&outgoing, sized::<1300, _>(handle));
         });
         let (p, t, open) = (pod.clone(), traffic.clone(), incoming.clone());
         self.listen(inbound_plaintext, move |stream, peer| {
             let handle = inbound_plaintext::handle(p.clone(), stream, peer);
             t.spawn_counted(&open, sized::<1024, _>(handle));
         });
+        if let Some(socks5) = socks5 {
+            let (p, t, open) = (pod.clone(), traffic.clone(), metrics.source_sockets.clone());
+            self.listen(socks5, move |stream, peer| {
+                let handle = socks5::handle(p.clone(), stream, peer);
+                t.spawn_counted(&open, sized::<1600, _>(handle));
+            });
+        }
         let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
         self.listen(inbound_hbone, move |stream, peer| {
             let (pod, tasks) = (p.clone(), t.clone());

@@ -1,95 +1,74 @@
 //! Connections that leave the pod (facts ztunnel 2): accept, original destination, route, then a
-//! tunnel or plain TCP, and copy.
+//! tunnel or plain TCP, and copy. An endpoint that can't be reached is replaced by another one, as
+//! long as nothing was relayed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use http::HeaderMap;
 use tokio::net::TcpStream;
 
-use super::baggage::{BAGGAGE, Baggage};
-use super::connection::{Direction, Facts, Open};
-use super::error::{Early, Failed};
-use super::forwarded::{FORWARDED, Forwarded};
-use super::labels;
+use super::attempt::{Attempt, Client, Upstream, may_try_elsewhere};
+use super::connection::{Direction, Open};
+use super::error::Early;
+use super::names::NoAddress;
 use super::pod::{Place, Pod, reset, run};
-use super::traceparent::{TRACEPARENT, Trace};
+use super::traceparent::Trace;
 use crate::config::canonical_addr;
-use crate::hbone::{Connect, Key, Stream};
-use crate::inpod::{Held, original_dst};
+use crate::inpod::original_dst;
 use crate::state::Workload;
 use crate::state::resolve::{HboneRoute, Route, Target};
 
-/// The way on, once it stands.
-enum Upstream {
-    Tcp(TcpStream, Held),
-    Tunnel(Stream),
+/// Endpoints tried after the first one.
+const OTHERS: usize = 2;
+
+/// Who wants to go where.
+pub struct Wanted {
+    pub peer: SocketAddr,
+    /// Of the client's socket at our end.
+    pub local: SocketAddr,
+    pub dst: SocketAddr,
+    pub began: Instant,
 }
 
-struct Routed {
-    own: Arc<Workload>,
-    client: SocketAddr,
-    route: Route,
-    next: SocketAddr,
-    trace: Trace,
+pub struct Established {
+    pub open: Open,
+    pub upstream: Upstream,
+    pub place: Place,
+}
+
+/// Why there is no connection; the log and the metrics have it already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unserved {
+    Refused,
+    Unreachable,
 }
 
 /// Everything that may fail happens in boxes of its own, so that a connection that only copies
 /// keeps little memory.
 pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
-    let (routed, open, permit) = match Box::pin(accept(&pod, &client, peer)).await {
-        Ok(accepted) => accepted,
-        Err((dst, error)) => {
-            pod.refuse(Direction::Outbound, peer, dst, &error);
+    let wanted = match captured(&client, peer) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            pod.refuse(Direction::Outbound, peer, None, &error);
             return reset(client);
         }
     };
-    let upstream = Box::pin(connect(&pod, routed)).await;
-    let result = match upstream {
-        Ok(Upstream::Tcp(server, _socket)) => run(&open.connection, client, server).await,
-        Ok(Upstream::Tunnel(server)) => run(&open.connection, client, server).await,
-        Err(error) => {
-            reset(client);
-            Err(error)
-        }
+    let Ok(established) = Box::pin(establish(&pod, wanted)).await else {
+        return reset(client);
+    };
+    let (open, _place) = (established.open, established.place);
+    let result = match established.upstream {
+        Upstream::Tcp(server, _socket) => run(&open.connection, client, server).await,
+        Upstream::Tunnel(server) => run(&open.connection, client, server).await,
     };
     open.end(result);
-    drop(permit);
-}
-
-/// Gather what must be known, and open the connection; an error may name where it was going.
-async fn accept(
-    pod: &Pod,
-    client: &TcpStream,
-    peer: SocketAddr,
-) -> Result<(Routed, Open, Place), (Option<SocketAddr>, Early)> {
-    let (local, dst) = captured(client, peer).map_err(|error| (None, error))?;
-    let with_dst = |error: Early| (Some(dst), error);
-    let permit = pod.admit(1).map_err(with_dst)?;
-    let own = pod.own_workload().await.map_err(with_dst)?;
-    let ours =
-        dst.ip().is_loopback() || dst.ip() == local.ip() || own.addresses.contains(&dst.ip());
-    if ours && pod.shared.config.ports.is_own(dst.port()) {
-        return Err(with_dst(Early::SelfCall(dst)));
-    }
-    let route = pod.route(&own, peer.ip(), dst).await.map_err(with_dst)?;
-    pod.check_registry(&route, peer, dst).map_err(with_dst)?;
-    let next = next_hop(&route).map_err(with_dst)?;
-    let routed = Routed {
-        own,
-        client: peer,
-        route,
-        next,
-        trace: Trace::random(),
-    };
-    let open = open(pod, &routed, dst);
-    Ok((routed, open, permit))
 }
 
 /// Only connections that the pod itself made and that were redirected may use it. A remote client
 /// that connects to the listener would borrow the pod's identity, and one that wasn't redirected
 /// would loop.
-fn captured(client: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, SocketAddr), Early> {
+fn captured(client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
     let local = canonical_addr(client.local_addr()?);
     let loopback = local.ip().is_loopback() || peer.ip().is_loopback();
     if !loopback && peer.ip() != local.ip() {
@@ -99,91 +78,120 @@ fn captured(client: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, SocketA
     if dst == local {
         return Err(Early::SelfCall(dst));
     }
-    Ok((local, dst))
+    Ok(Wanted {
+        peer,
+        local,
+        dst,
+        began: Instant::now(),
+    })
 }
 
-/// The first address that a connection is made to.
-fn next_hop(route: &Route) -> Result<SocketAddr, Early> {
-    let target = match route {
-        Route::Passthrough { dst, .. } => return Ok(*dst),
-        Route::Tcp { dst, .. } => dst,
-        Route::Hbone(route) if route.inner.is_some() => {
-            return Err(Early::Unsupported("connections to other networks"));
+/// The way to the destination, through at most three endpoints of a service.
+pub async fn establish(pod: &Pod, wanted: Wanted) -> Result<Established, Unserved> {
+    let refuse = |error: Early| {
+        pod.refuse(Direction::Outbound, wanted.peer, Some(wanted.dst), &error);
+        Unserved::Refused
+    };
+    let (place, own) = admit(pod, &wanted).await.map_err(refuse)?;
+    let client = Client {
+        own: &own,
+        wanted: &wanted,
+        trace: Trace::random(),
+    };
+    let mut tried = Vec::new();
+    let mut failed: Option<(Attempt<'_>, super::error::Failed)> = None;
+    loop {
+        let route = match (route(pod, &client, &mut tried).await, failed.take()) {
+            (Ok(route), None) => route,
+            (Ok(route), Some((attempt, error))) => {
+                attempt.replaced(&error);
+                route
+            }
+            (Err(_), Some((attempt, error))) => {
+                attempt.fail(error);
+                return Err(Unserved::Unreachable);
+            }
+            (Err(error), None) => return Err(refuse(error)),
+        };
+        let mut attempt = Attempt::new(pod, &client, &route);
+        let error = match attempt.connect(&client, &route).await {
+            Ok(upstream) => {
+                // Taken only by what ends the attempt.
+                let open = attempt.open().ok_or(Unserved::Refused)?;
+                return Ok(Established {
+                    open,
+                    upstream,
+                    place,
+                });
+            }
+            Err(error) => error,
+        };
+        match route.retry_without() {
+            Some(uid) if tried.len() < OTHERS && may_try_elsewhere(&error) => {
+                tried.push(uid.clone());
+                failed = Some((attempt, error));
+            }
+            _ => {
+                attempt.fail(error);
+                return Err(Unserved::Unreachable);
+            }
         }
-        Route::Hbone(route) => &route.tunnel,
-    };
-    match target {
-        Target::Addr(addr) => Ok(*addr),
-        Target::Host { .. } => Err(Early::Unsupported("workloads without an address")),
     }
 }
 
-fn open(pod: &Pod, routed: &Routed, dst: SocketAddr) -> Open {
-    let (labels, src_pod, dst_pod) = labels::outbound(&routed.own, &routed.route);
-    let next = routed.next;
-    let authority = match &routed.route {
-        Route::Passthrough { .. } | Route::Tcp { .. } => None,
-        Route::Hbone(route) => Some(route.authority.to_string().into()),
-    };
-    let facts = Facts {
-        direction: Direction::Outbound,
-        trace: routed.trace,
-        src: routed.client,
-        src_pod,
-        original_dst: Some(dst.to_string().into()),
-        dst: next,
-        log_dst: next,
-        hbone: authority.is_some(),
-        authority,
-        dst_pod,
-        checked: None,
-    };
-    pod.open(facts, labels)
+async fn admit(pod: &Pod, wanted: &Wanted) -> Result<(Place, Arc<Workload>), Early> {
+    let place = pod.admit(1)?;
+    let own = pod.own_workload().await?;
+    let (dst, local) = (wanted.dst, wanted.local);
+    let ours =
+        dst.ip().is_loopback() || dst.ip() == local.ip() || own.addresses.contains(&dst.ip());
+    if ours && pod.shared.config.ports.is_own(dst.port()) {
+        return Err(Early::SelfCall(dst));
+    }
+    Ok((place, own))
 }
 
-/// One endpoint, one attempt for now: a retry on another one belongs here, before the first byte.
-async fn connect(pod: &Pod, routed: Routed) -> Result<Upstream, Failed> {
-    match &routed.route {
-        Route::Passthrough { .. } | Route::Tcp { .. } => {
-            let socket = pod.sockets.take(1)?;
-            let server = pod.connect(routed.next, None).await?;
-            Ok(Upstream::Tcp(server, socket))
+/// With an address. An endpoint whose name can't be resolved counts as tried.
+async fn route(pod: &Pod, client: &Client<'_>, tried: &mut Vec<Arc<str>>) -> Result<Route, Early> {
+    let (peer, dst) = (client.wanted.peer, client.wanted.dst);
+    loop {
+        let route = pod.route(client.own, peer.ip(), dst, tried).await?;
+        pod.check_registry(&route, peer, dst)?;
+        match resolved(pod, client, route).await {
+            Ok(route) => return Ok(route),
+            Err((route, error)) => match route.retry_without() {
+                Some(uid) if tried.len() < OTHERS => {
+                    pod.shared.telemetry.metrics.bounds.endpoint_retries.inc();
+                    tried.push(uid.clone());
+                }
+                _ => return Err(error.into()),
+            },
         }
-        Route::Hbone(route) => tunnel(pod, &routed, route).await.map(Upstream::Tunnel),
     }
 }
 
-async fn tunnel(pod: &Pod, routed: &Routed, route: &HboneRoute) -> Result<Stream, Failed> {
-    let identity = routed.own.identity();
-    let patience = pod.limits().workload_wait;
-    let credentials = pod.shared.certs.get(&identity, patience).await?;
-    let key = Key {
-        source: identity,
-        expected: route.expected.clone(),
-        dst: routed.next,
-        owner: route.workload.uid.clone(),
-        // The kernel picks the pod's address, the same for all its tunnels.
-        from: None,
+/// facts ztunnel 2.6, on-demand DNS
+async fn resolved(
+    pod: &Pod,
+    client: &Client<'_>,
+    route: Route,
+) -> Result<Route, (Route, NoAddress)> {
+    let (Route::Tcp { dst: target, .. } | Route::Hbone(HboneRoute { tunnel: target, .. })) = &route
+    else {
+        return Ok(route);
     };
-    let connect = Connect {
-        authority: route.authority.to_string(),
-        headers: headers(routed, route),
+    let Target::Host {
+        hostname, prefer, ..
+    } = target
+    else {
+        return Ok(route);
     };
-    let connected = pod.pool.connect(key, &credentials, connect).await?;
-    Ok(connected.stream)
-}
-
-/// facts ztunnel 3.3
-fn headers(routed: &Routed, route: &HboneRoute) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(3);
-    headers.insert(BAGGAGE, Baggage::of(&routed.own).to_header());
-    let forwarded = Forwarded {
-        client: Some(routed.client),
-        host: route.service.as_ref().map(|s| s.hostname.to_string()),
-    };
-    if let Some(forwarded) = forwarded.to_header() {
-        headers.insert(FORWARDED, forwarded);
+    let metrics = &pod.shared.telemetry.metrics;
+    metrics.on_demand_dns.count(client.own, hostname);
+    let patience = pod.limits().connect_timeout;
+    let found = pod.shared.names.lookup(hostname, *prefer, patience);
+    match found.await {
+        Ok(ip) => Ok(route.at(ip)),
+        Err(error) => Err((route, error)),
     }
-    headers.insert(TRACEPARENT, routed.trace.to_header());
-    headers
 }

@@ -40,18 +40,20 @@ impl Pod {
         }
     }
 
+    /// `tried`: uids of workloads that are left out of the choice.
     pub async fn route(
         &self,
         own: &Workload,
         client: IpAddr,
         dst: SocketAddr,
+        tried: &[Arc<str>],
     ) -> Result<Route, Early> {
         let shared = &self.shared;
         let config = &shared.config;
         let mut asked: Option<String> = None;
         for _ in 0..ROUNDS {
             let snapshot = shared.store.snapshot();
-            let route = resolve::outbound(&snapshot, config, own, client, dst, &[]);
+            let route = resolve::outbound(&snapshot, config, own, client, dst, tried);
             match lacking(&route, &config.network).filter(|_| config.on_demand) {
                 // Asked for and not there: so it is.
                 Some(name) if asked.as_ref() != Some(&name) => {
@@ -62,7 +64,9 @@ impl Pod {
             }
         }
         let snapshot = shared.store.snapshot();
-        Ok(resolve::outbound(&snapshot, config, own, client, dst, &[])?)
+        Ok(resolve::outbound(
+            &snapshot, config, own, client, dst, tried,
+        )?)
     }
 
     pub async fn arrival(

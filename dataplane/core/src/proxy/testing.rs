@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{PodProxy, Shared};
+use super::{Names, PodProxy, Shared};
 use crate::config::{Config, Limits, TelemetryConfig};
 use crate::identity::Identity;
 use crate::inpod::{Descriptors, Listeners, Netns, PodInfo};
@@ -49,7 +49,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A namespace that goes with its value.
 pub struct TestNetns {
-    name: String,
+    pub name: String,
 }
 
 /// Of both nodes; their names and network are the world's.
@@ -58,6 +58,8 @@ pub struct Settings {
     pub config: pb::InstanceConfig,
     /// Sockets that a process may open.
     pub descriptors: Option<usize>,
+    /// Where db's node is, if not in web's network.
+    pub db_network: Option<&'static str>,
 }
 
 /// One pod with its node's data plane.
@@ -91,7 +93,7 @@ impl Write for Tell {
 }
 
 impl TestNetns {
-    fn new(role: &str) -> Self {
+    pub fn new(role: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let it = Self {
             name: format!("up-proxy-{}-{role}{number}", std::process::id()),
@@ -101,7 +103,7 @@ impl TestNetns {
         it
     }
 
-    fn ip(&self, args: &str) {
+    pub fn ip(&self, args: &str) {
         let mut all = vec!["ip", "-n", &self.name];
         all.extend(args.split(' '));
         run(&all);
@@ -120,7 +122,7 @@ impl TestNetns {
         }
     }
 
-    fn open(&self) -> Arc<Netns> {
+    pub fn open(&self) -> Arc<Netns> {
         let file = std::fs::File::open(format!("/run/netns/{}", self.name)).expect("made in new");
         Arc::new(Netns::new(file.into()).expect("a network namespace"))
     }
@@ -191,7 +193,10 @@ impl Side {
     ) -> Self {
         let raw = pb::InstanceConfig {
             node: node.into(),
-            network: "net".into(),
+            network: match (name, settings.db_network) {
+                ("db", Some(network)) => network.into(),
+                _ => "net".into(),
+            },
             ..settings.config.clone()
         };
         let config = Arc::new(Config::parse(&raw).unwrap());
@@ -209,6 +214,7 @@ impl Side {
             config: config.clone(),
             dns_cache: crate::dns::Cache::new(config.dns.cache_entries),
             limits: Arc::new(arc_swap::ArcSwap::from_pointee(Limits::default())),
+            names: Names::new(&config),
             descriptors: match settings.descriptors {
                 Some(budget) => Descriptors::new(budget),
                 None => Descriptors::of_process(),

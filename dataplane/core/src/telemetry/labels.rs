@@ -183,7 +183,11 @@ impl EncodeLabelSet for WithFlags<'_> {
     }
 }
 
-fn text(encoder: &mut LabelSetEncoder, key: &str, value: &str) -> Result<(), fmt::Error> {
+pub(super) fn text(
+    encoder: &mut LabelSetEncoder,
+    key: &str,
+    value: &str,
+) -> Result<(), fmt::Error> {
     let mut label = encoder.encode_label();
     let mut name = label.encode_label_key()?;
     name.write_str(key)?;
@@ -193,7 +197,7 @@ fn text(encoder: &mut LabelSetEncoder, key: &str, value: &str) -> Result<(), fmt
     content.finish()
 }
 
-fn principal(
+pub(super) fn principal(
     encoder: &mut LabelSetEncoder,
     key: &str,
     identity: Option<&Identity>,

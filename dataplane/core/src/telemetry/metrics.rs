@@ -15,6 +15,7 @@ use super::bounds::Bounds;
 use super::counts::Counts;
 use super::dns::DnsMetrics;
 use super::labels::Reporter;
+use super::on_demand::OnDemandDns;
 use super::otlp;
 use super::process::{self, Process};
 use super::traffic::Traffic;
@@ -77,6 +78,7 @@ pub struct Metrics {
     pub accept_errors: Counter,
     pub bounds: Bounds,
     pub crl: CrlCounters,
+    pub on_demand_dns: OnDemandDns,
     pub proxies_active: Gauge,
     pub proxies_started: Counter,
     pub proxies_stopped: Counter,
@@ -143,6 +145,7 @@ impl Metrics {
             accept_errors: Counter::default(),
             bounds: Bounds::default(),
             crl,
+            on_demand_dns: OnDemandDns::default(),
             proxies_active: Gauge::default(),
             proxies_started: Counter::default(),
             proxies_stopped: Counter::default(),
@@ -172,6 +175,7 @@ impl Metrics {
     fn register_ours(&self, registry: &mut Registry) {
         self.bounds.register(registry);
         self.otlp.register(registry);
+        self.on_demand_dns.register(registry);
         registry.register(
             "underpass_refusals",
             "Connections refused before they were routed (unstable)",

@@ -21,6 +21,7 @@ mod dns;
 mod format;
 mod labels;
 mod metrics;
+mod on_demand;
 pub mod otlp;
 mod process;
 mod settings;
