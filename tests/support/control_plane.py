@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import grpc
 
+from agent.cli.demo.netns import inside
 from proto.gen import citadel_pb2, discovery_pb2
 from tests.support.small_ca import SmallCa
 
@@ -38,9 +39,12 @@ class FakeStream:
 
 
 class FakeControlPlane:
-    """Listens on a port of 127.0.0.1 that stays the same over `stop` and `start`."""
+    """Listens on a port of 127.0.0.1, of a network namespace if one is named, that stays the same
+    over `stop` and `start`."""
 
-    def __init__(self, ca: SmallCa, *, names: Sequence[str] = ("127.0.0.1",)) -> None:
+    def __init__(
+        self, ca: SmallCa, *, names: Sequence[str] = ("127.0.0.1",), namespace: str = ""
+    ) -> None:
         self.ca = ca
         self.credentials = ca.server(*names)
         self.streams: list[FakeStream] = []
@@ -52,6 +56,7 @@ class FakeControlPlane:
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.receive_limit = 64 << 20
         self.port = 0
+        self._namespace = namespace
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -93,7 +98,11 @@ class FakeControlPlane:
             )
         )
         tls = grpc.ssl_server_credentials([self.credentials])
-        self.port = server.add_secure_port(f"127.0.0.1:{self.port}", tls)
+
+        def bind() -> int:
+            return server.add_secure_port(f"127.0.0.1:{self.port}", tls)
+
+        self.port = inside(self._namespace, bind) if self._namespace else bind()
         await server.start()
         self._server = server
 

@@ -15,6 +15,7 @@ use crate::state::Workload;
 use crate::state::fixture::Push;
 use crate::telemetry::{Labels, Reporter, Side};
 use crate::tls::testing::Ca;
+use crate::wire::security::Scope;
 
 const WEB: &str = "cluster.local/ns/shop/sa/web-sa";
 
@@ -175,6 +176,39 @@ async fn a_later_policy_closes_a_live_connection_and_a_dry_run_does_not() {
             .metric("istio_tcp_connections_closed_total", &denied),
         1
     );
+}
+
+#[tokio::test]
+async fn a_policy_taken_back_before_its_workload_unlists_it_closes_nothing() {
+    let mut world = World::new();
+    let _peers = world.db.echo("0.0.0.0:8080");
+    let store = world.db.shared.store.clone();
+    let mut old = deny("old", "spiffe://cluster.local/ns/shop/sa/nobody");
+    old.scope = Scope::WorkloadSelector.into();
+    Push::policies().policy(old).accepted_by(&store);
+    let mut db = record("db");
+    db.authorization_policies = vec!["shop/old".into()];
+    Push::addresses().workload(db).accepted_by(&store);
+    let mut stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    let mut echo = async || {
+        stream.write_all(b"ping").await.unwrap();
+        soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    };
+    echo().await;
+
+    // Two responses, as control planes send them; in between nobody new is let in.
+    Push::policies().removed("shop/old").to(&store);
+    let mut refused = world.web.dial("10.77.0.2:8080").await.unwrap();
+    soon(refused.read(&mut [0; 4])).await.unwrap_err();
+    world
+        .logged(&["direction=\"inbound\"", "hasn't arrived"])
+        .await;
+    echo().await;
+    Push::addresses().workload(record("db")).accepted_by(&store);
+    let mut another = world.web.dial("10.77.0.2:8080").await.unwrap();
+    another.write_all(b"ping").await.unwrap();
+    soon(another.read_exact(&mut [0; 4])).await.unwrap();
+    echo().await;
 }
 
 #[tokio::test]

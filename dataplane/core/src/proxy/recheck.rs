@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::connection::Connection;
 use super::enforcement::Enforcement;
 use super::pod::Pod;
-use crate::policy::{self, Verdict};
+use crate::policy::{self, DenyReason, Verdict};
 use crate::state::{Snapshot, Workload};
 
 /// Decisions between two yields: well under a millisecond.
@@ -21,8 +21,14 @@ const REST: u32 = 4;
 /// However slow a check was, a denial waits no longer than this for the next one.
 const LONGEST_REST: Duration = Duration::from_millis(500);
 
+/// A control plane sends policies and the workloads that list them in responses of their own: in
+/// between, one that it took back is listed and not there. New connections are refused meanwhile;
+/// those that were allowed get this long before the same is taken for a policy that never came.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Runs as long as the pod. `changes` was subscribed before the first connection was accepted.
 pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
+    let mut missing: Option<Instant> = None;
     loop {
         tokio::select! {
             changed = changes.changed() => match changed {
@@ -30,25 +36,39 @@ pub async fn watch(pod: Arc<Pod>, mut changes: watch::Receiver<u64>) {
                 Err(_) => return,
             },
             () = pod.demanded.notified() => {}
+            () = until(missing) => {}
         }
         let begin = Instant::now();
-        check_all(&pod).await;
+        let over = missing.is_some_and(|since| since.elapsed() >= GRACE);
+        let waits = check_all(&pod, over).await;
+        missing = waits.then(|| missing.unwrap_or(begin));
         end_tunnels_of_moved_addresses(&pod);
         tokio::time::sleep((begin.elapsed() * REST).min(LONGEST_REST)).await;
     }
 }
 
-async fn check_all(pod: &Pod) {
+/// The end of the grace that began then.
+async fn until(begun: Option<Instant>) {
+    match begun {
+        Some(begun) => tokio::time::sleep_until((begun + GRACE).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// True while a connection lives in its grace, which may be `over`.
+async fn check_all(pod: &Pod, over: bool) -> bool {
+    let mut waits = false;
     let snapshot = pod.shared.store.snapshot();
     let own = pod.find_own(&snapshot);
     for connections in pod.registry.each_shard() {
         for batch in connections.chunks(BATCH) {
             for connection in batch {
-                check(pod, &snapshot, own.as_deref(), connection);
+                waits |= check(pod, &snapshot, own.as_deref(), connection, over);
             }
             tokio::task::yield_now().await;
         }
     }
+    waits
 }
 
 /// A tunnel leads to the workload that it was made for, or nowhere: who left may have left its
@@ -67,10 +87,17 @@ fn end_tunnels_of_moved_addresses(pod: &Pod) {
     });
 }
 
-/// While the pod's own record is away, the one of connect time stands in.
-fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Connection) {
+/// While the pod's own record is away, the one of connect time stands in. True when the connection
+/// lives in its grace.
+fn check(
+    pod: &Pod,
+    snapshot: &Snapshot,
+    own: Option<&Workload>,
+    connection: &Connection,
+    over: bool,
+) -> bool {
     let Some(checked) = &connection.facts.checked else {
-        return;
+        return false;
     };
     let own = own.unwrap_or(&checked.own);
     let demanded = || match pod.check_waypoint(snapshot, own, &checked.subject) {
@@ -78,6 +105,7 @@ fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Co
         _ => None,
     };
     let denied = match policy::decide(snapshot, own, &checked.subject).verdict {
+        Verdict::Deny(DenyReason::NotArrived(_)) if !over => return true,
         Verdict::Deny(reason) => Some(reason),
         Verdict::Allow { .. } => demanded(),
     };
@@ -93,4 +121,5 @@ fn check(pod: &Pod, snapshot: &Snapshot, own: Option<&Workload>, connection: &Co
             }
         }
     }
+    false
 }
