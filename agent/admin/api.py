@@ -32,6 +32,7 @@ def admin_app(
         app.router.add_get(f"/v1/{section}", api.section)
     for section in told.SECTIONS:
         app.router.add_get(f"/v1/{section}", api.told)
+    app.router.add_get("/v1/dump/{section}", api.dump)
     app.router.add_get("/v1/log", api.log)
     app.router.add_post("/v1/log", api.change_log)
     app.router.add_post("/v1/dataplane/replace", api.replace)
@@ -76,6 +77,14 @@ class _Api:
             status = 404 if isinstance(exc, NotFound) else 400
             return web.json_response({"error": str(exc)}, status=status)
         return web.json_response(found)
+
+    async def dump(self, request: web.Request) -> web.StreamResponse:
+        """One section of the whole in facts ztunnel 13.1."""
+        section = request.match_info["section"]
+        try:
+            return await _stream(request, _present(self._report).path, section)
+        except NotFound as exc:
+            raise web.HTTPNotFound(reason=f"no section {section}") from exc
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(plain(self._levels.view()))

@@ -3,7 +3,8 @@
 import asyncio
 import http.client
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # A dump of 100 k workloads takes the data plane seconds on a busy machine.
 ANSWER_TIMEOUT = 60.0
+_PIECE = 64 * 1024
 DUMPS = ("workloads", "services", "policies")
 
 
@@ -64,23 +66,76 @@ def change(sought: Where, path: str, query: Mapping[str, str] | None = None) -> 
         ) from exc
 
 
+class Unknown(click.ClickException):
+    """Whoever answered has no such thing."""
+
+
+class _Sink:
+    """Where pieces go. Its own failures mustn't look like the agent's."""
+
+    def __init__(self, write: Callable[[bytes], object], before: bytes) -> None:
+        self._write = write
+        self._before = before
+        self.error: OSError | None = None
+        self.begun = False
+
+    def put(self, piece: bytes) -> None:
+        try:
+            self._write(piece if self.begun else self._before + piece)
+        except OSError as exc:
+            self.error = exc
+            raise
+        self.begun = True
+
+
+def stream(
+    sought: Where, path: str, sink: Callable[[bytes], object], *, before: bytes = b""
+) -> Answer:
+    """Passes a long answer on as it comes, `before` ahead of its first piece. Raises Unknown
+    before anything was passed on, Unreachable, ClickException."""
+    place = find(sought)
+    out = _Sink(sink, before)
+    try:
+        _request(place, "GET", path, {}, out)
+        return Answer(place, None, from_agent=True)
+    except _AgentAway:
+        if out.begun:
+            raise click.ClickException(
+                f"the agent of {place.node} went away in the middle of {path}; ask again"
+            ) from None
+        asyncio.run(_observe_stream(place, path.rpartition("/")[2], out))
+        return Answer(place, None, from_agent=False)
+
+
 class _AgentAway(Exception):
     """Nobody listens on the admin socket."""
 
 
-def _request(place: Place, method: str, path: str, query: Mapping[str, str]) -> Any:
+def _request(
+    place: Place,
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    out: _Sink | None = None,
+) -> Any:
     try:
-        return _exchange(place, method, path, query)
-    except (FileNotFoundError, ConnectionError) as exc:
-        raise _AgentAway from exc
-    except PermissionError as exc:
-        raise Unreachable(f"{place.admin} may not be opened: run this as root") from exc
-    except TimeoutError as exc:
-        raise click.ClickException(
-            f"the agent of {place.node} doesn't answer on {place.admin}: see its log"
-        ) from exc
+        return _exchange(place, method, path, query, out)
     except OSError as exc:
-        raise click.ClickException(f"{place.admin}: {exc.strerror or exc}") from exc
+        if out is not None and out.error is exc:
+            raise
+        raise _explained(place, exc) from exc
+
+
+def _explained(place: Place, error: OSError) -> Exception:
+    if isinstance(error, FileNotFoundError | ConnectionError):
+        return _AgentAway()
+    if isinstance(error, PermissionError):
+        return Unreachable(f"{place.admin} may not be opened: run this as root")
+    if isinstance(error, TimeoutError):
+        return click.ClickException(
+            f"the agent of {place.node} doesn't answer on {place.admin}: see its log"
+        )
+    return click.ClickException(f"{place.admin}: {error.strerror or error}")
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -93,11 +148,22 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(ANSWER_TIMEOUT)
 
 
-def _exchange(place: Place, method: str, path: str, query: Mapping[str, str]) -> Any:
+def _exchange(
+    place: Place,
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    out: _Sink | None,
+) -> Any:
+    """The whole answer, or None when a good one was passed on."""
     connection = _UnixConnection(place)
     try:
         connection.request(method, f"/v1/{path}{'?' if query else ''}{urlencode(query)}")
         answer = connection.getresponse()
+        if out is not None and answer.status == 200:
+            while piece := answer.read1(_PIECE):
+                out.put(piece)
+            return None
         body = answer.read()
     except http.client.HTTPException as exc:
         raise ConnectionError(f"{place.admin}: {exc}") from exc
@@ -107,6 +173,8 @@ def _exchange(place: Place, method: str, path: str, query: Mapping[str, str]) ->
         data = json.loads(body or b"null")
     except ValueError:
         data = body.decode(errors="replace").strip()
+    if out is not None and answer.status == 404:
+        raise Unknown(f"the agent of {place.node} has no {path}")
     if answer.status != 200:
         text = data
         if isinstance(data, dict):
@@ -118,12 +186,19 @@ def _exchange(place: Place, method: str, path: str, query: Mapping[str, str]) ->
 
 
 async def _observe(place: Place, section: str, query: Mapping[str, str]) -> Any:
+    async with _observer(place) as dataplane:
+        return await _read(dataplane, section, query)
+
+
+@asynccontextmanager
+async def _observer(place: Place) -> "AsyncIterator[Dataplane]":
+    """A connection to the data plane; its errors come out as the user's."""
     from agent.dataplane import Dataplane, DataplaneError
 
     try:
         dataplane = await Dataplane.connect(place.dataplane, role="observer")
         try:
-            return await _read(dataplane, section, query)
+            yield dataplane
         finally:
             await dataplane.close()
     except DataplaneError as exc:
@@ -131,6 +206,19 @@ async def _observe(place: Place, section: str, query: Mapping[str, str]) -> Any:
             text = nobody(place.folder.parent, [place.node])
             raise Unreachable(text) from exc
         raise click.ClickException(f"the data plane of {place.node}: {exc}") from exc
+
+
+async def _observe_stream(place: Place, section: str, out: _Sink) -> None:
+    from agent.dataplane import NotFound
+
+    async with _observer(place) as dataplane:
+        pieces: AsyncIterator[bytes] = dataplane.dump(section)
+        try:
+            out.put(await anext(pieces, b""))
+        except NotFound as exc:
+            raise Unknown(str(exc)) from exc
+        async for piece in pieces:
+            out.put(piece)
 
 
 async def _read(dataplane: "Dataplane", section: str, query: Mapping[str, str]) -> Any:

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connections": ("agent.cli.connections:connections", "Live connections of this node's pods."),
     "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
     "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
+    "dump": ("agent.cli.dump:dump", "Everything this node knows, as JSON."),
     "explain": ("agent.cli.explain:explain", "What would happen to a connection, and why."),
     "log": ("agent.cli.log:log", "Log levels of both processes, shown or changed live."),
     "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),

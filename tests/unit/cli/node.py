@@ -51,7 +51,7 @@ def agent(run_dir: Path, node: str, answers: dict[str, Any]) -> Iterator[None]:
 class _Admin:
     def __init__(self, path: Path, handle: Any) -> None:
         app = web.Application()
-        app.router.add_route("*", "/v1/{section}", handle)
+        app.router.add_route("*", "/v1/{section:.+}", handle)
         self._runner = web.AppRunner(app)
         self._path = path
 
