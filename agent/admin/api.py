@@ -8,10 +8,12 @@ from pathlib import Path
 from aiohttp import web
 
 from agent import told
+from agent.admin.dump import OWN, own_section
 from agent.dataplane import Dataplane, DataplaneError, InvalidRequest, NotFound
 from agent.errors import AgentError, BadLogFilter
 from agent.levels import Levels
 from agent.report import Report
+from agent.slices import Config
 from agent.status import Problem, plain
 from proto.gen import control_pb2
 
@@ -20,9 +22,9 @@ SECTIONS = ("workloads", "services", "policies")
 
 
 def admin_app(
-    report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
+    config: Config, report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
 ) -> web.Application:
-    api = _Api(report, levels, replace)
+    api = _Api(config, report, levels, replace)
     app = web.Application(middlewares=[_errors_as_json])
     app.router.add_get("/v1/status", api.status)
     app.router.add_get("/v1/pods", api.pods)
@@ -41,8 +43,9 @@ def admin_app(
 
 class _Api:
     def __init__(
-        self, report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
+        self, config: Config, report: Report, levels: Levels, replace: Callable[[], Awaitable[None]]
     ) -> None:
+        self._config = config
         self._report = report
         self._levels = levels
         self._replace = replace
@@ -81,6 +84,8 @@ class _Api:
     async def dump(self, request: web.Request) -> web.StreamResponse:
         """One section of the whole in facts ztunnel 13.1."""
         section = request.match_info["section"]
+        if section in OWN:
+            return web.json_response(await own_section(self._config, section))
         try:
             return await _stream(request, _present(self._report).path, section)
         except NotFound as exc:

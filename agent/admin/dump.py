@@ -23,18 +23,14 @@ _FROM_DATAPLANE = (
     "workloadState",
     "workloads",
 )
-_OWN = ("config", "staticConfig", "version")
+OWN = ("config", "staticConfig", "version")
 
 
 async def config_dump(config: Config, dataplane: Dataplane) -> AsyncIterator[bytes]:
     """One JSON object in pieces. `dataplane` is a connection for this dump alone."""
-    own = {
-        "config": config_view(config),
-        "staticConfig": await asyncio.to_thread(_static, config),
-        "version": _version(config),
-    }
+    own = {key: await own_section(config, key) for key in OWN}
     separator = b"{"
-    for key in sorted((*_FROM_DATAPLANE, *_OWN)):
+    for key in sorted((*_FROM_DATAPLANE, *OWN)):
         yield separator + f"{json.dumps(key)}:".encode()
         separator = b",\n"
         if key in own:
@@ -43,6 +39,15 @@ async def config_dump(config: Config, dataplane: Dataplane) -> AsyncIterator[byt
         async for chunk in dataplane.dump(key):
             yield chunk
     yield b"}\n"
+
+
+async def own_section(config: Config, name: str) -> dict[str, object]:
+    """One of OWN."""
+    if name == "config":
+        return config_view(config)
+    if name == "version":
+        return _version(config)
+    return await asyncio.to_thread(_static, config)
 
 
 def config_view(config: Config) -> dict[str, object]:

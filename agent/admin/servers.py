@@ -53,7 +53,7 @@ class Servers:
         try:
             # The claim on the run folder says that no other agent lives: what is here is stale.
             self._paths.admin_socket.unlink(missing_ok=True)
-            api = admin_app(self._report, self._levels, self._replace)
+            api = admin_app(self._config, self._report, self._levels, self._replace)
             await self._serve(api, [_bind_unix(self._paths)])
             local = local_app(self._config, self._report, self._levels, self._end)
             servers = self._config.servers

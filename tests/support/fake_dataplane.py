@@ -99,7 +99,12 @@ class FakeDataplane:
 
     async def _accept(self) -> None:
         while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            # Not sock_accept: cancelled in the wrong moment it loses what it accepted.
+            await _readable(self._listener)
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                continue
             sock.setblocking(False)
             connection = FakeConnection(sock)
             self.connections.append(connection)
