@@ -56,7 +56,8 @@ lint: setup ## ruff, mypy, clippy, rustfmt, shellcheck, fresh generated code
 bench: setup ## Figures beside no mesh, in one run (bench/README.md)
 	$(BIN)/python -m bench
 
-docs: ## The pages are Markdown; this checks that their internal links hold
+docs: ## The table of compatibility; checks that internal links of the pages hold
+	/usr/bin/python3 tools/compatibility.py
 	/usr/bin/python3 tools/check_links.py README.md docs bench
 
 proto: $(VENV)/.dependencies ## Generates proto/gen
