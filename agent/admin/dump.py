@@ -65,7 +65,7 @@ def config_view(config: Config) -> dict[str, object]:
         "dnsProxyAddr": None,
         "clusterDomain": None,
         "preferedServiceNamespace": None,
-        "crlPath": None,
+        "crlPath": str(config.trust.crl) if config.trust.crl else None,
         "windowSize": wire.http2.stream_window,
         "connectionWindowSize": wire.http2.connection_window,
         "frameSize": wire.http2.frame_size,
