@@ -24,7 +24,7 @@ use super::settings::Http2;
 use super::{Connect, Connected, Error, Stream};
 use crate::config::Limits;
 use crate::identity::Identity;
-use crate::tls::{Credentials, Peer, Proof};
+use crate::tls::{Change, Credentials, Peer, Proof};
 
 /// Who may answer at the far end, and how long that may take.
 pub struct Nested<'a> {
@@ -139,9 +139,13 @@ async fn drive(
                 return tracing::debug!(%via, "inner tunnel ended: PING not answered");
             },
             _ = cut.wait_for(|cut| *cut) => return,
-            distrust = peer.tracked.cut() => {
-                return tracing::debug!(%distrust, %via, "inner tunnel ended");
-            }
+            change = peer.tracked.changed() => match change {
+                // It takes no second stream anyway.
+                Change::Drain => {}
+                Change::Cut(distrust) => {
+                    return tracing::debug!(%distrust, %via, "inner tunnel ended");
+                }
+            },
         }
     }
 }
