@@ -55,6 +55,7 @@ async def _serve(config: Config) -> int:
         namespaces=config.namespaces,
         external=config.capture.mode == "external",
         ports=parts.pod_ports(config),
+        dns=parts.dns_rules(config),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)

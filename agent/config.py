@@ -18,6 +18,7 @@ from agent.slices import (
     Config,
     ControlPlane,
     DataplaneProcess,
+    Dns,
     Http2,
     Keepalive,
     Limits,
@@ -242,6 +243,7 @@ def _assemble(reader: _Reader) -> Config | None:
             http2=Http2(**reader.all_of("http2", Http2)),
             keepalive=Keepalive(**reader.all_of("keepalive", Keepalive)),
         ),
+        dns=Dns(**reader.all_of("dns", Dns)),
         namespaces=reader["namespaces"],
         warnings=tuple(reader.warnings),
     )
@@ -262,10 +264,13 @@ def _ports(reader: _Reader) -> Ports:
         inbound_plaintext=reader["ports.inbound-plaintext"],
         inbound_hbone=reader["ports.inbound-hbone"],
         socks5=reader["socks5.port"],
+        dns=reader["ports.dns"],
     )
-    taken = [ports.outbound, ports.inbound_plaintext, ports.inbound_hbone]
+    taken = [ports.outbound, ports.inbound_plaintext, ports.inbound_hbone, ports.dns]
     if len(set(taken)) < len(taken):
-        reader.mistakes.append("ports: outbound, inbound-plaintext and inbound-hbone must differ")
+        reader.mistakes.append(
+            "ports: outbound, inbound-plaintext, inbound-hbone and dns must differ"
+        )
     if ports.socks5 in taken:
         reader.wrong("socks5.port", f"{ports.socks5} is one of ports.* already")
     return ports

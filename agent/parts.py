@@ -9,6 +9,7 @@ from agent.feed import ConfigurationSource
 from agent.identity.ca import CaConfig
 from agent.identity.manager import ROTATION_SPREAD, IdentityManager
 from agent.identity.trust import TrustConfig, TrustKeeper
+from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource
 from agent.pods.source import PodSource
 from agent.slices import Config, ControlPlane
@@ -16,8 +17,6 @@ from agent.status import CaptureView
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
 
-# facts ztunnel 1.1
-DNS_PORT = 15053
 LEAF_TO_COME = Path("/dataplane")
 _ORIGINAL_SOURCE = {
     "auto": control_pb2.ORIGINAL_SOURCE_AUTO,
@@ -50,7 +49,12 @@ async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
 def capture_config(config: Config) -> CaptureConfig:
     ports = config.capture.ports
     return CaptureConfig(
-        ports=Ports(ports.outbound, ports.inbound_plaintext, ports.inbound_hbone),
+        ports=Ports(
+            ports.outbound,
+            ports.inbound_plaintext,
+            ports.inbound_hbone,
+            ports.dns if config.dns.capture else None,
+        ),
         mark=config.capture.mark,
         ipv6=config.capture.ipv6,
     )
@@ -59,8 +63,12 @@ def capture_config(config: Config) -> CaptureConfig:
 def pod_ports(config: Config) -> frozenset[int]:
     """TCP listeners of the data plane in each pod."""
     ports = config.capture.ports
-    found = {ports.outbound, ports.inbound_plaintext, ports.inbound_hbone, DNS_PORT}
+    found = {ports.outbound, ports.inbound_plaintext, ports.inbound_hbone, ports.dns}
     return frozenset(found | ({ports.socks5} if ports.socks5 else set()))
+
+
+def dns_rules(config: Config) -> DnsRules:
+    return DnsRules(config.dns.capture, config.dns.nameservers)
 
 
 def pod_source(config: Config) -> PodSource:
@@ -162,6 +170,15 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
         mark=config.capture.mark,
         ipv6_disabled=not config.capture.ipv6,
         socks5_port=ports.socks5 or 0,
+        dns_port=ports.dns,
+        dns=control_pb2.Dns(
+            cluster_domain=config.dns.cluster_domain,
+            nameservers=config.dns.nameservers,
+            preferred_namespace=config.dns.preferred_namespace,
+            forward_timeout_ms=_ms(config.dns.forward_timeout),
+            cache_entries=config.dns.cache_entries,
+            pod_max_pending=config.dns.pod_max_pending,
+        ),
         on_demand=config.source.on_demand,
         original_source=_ORIGINAL_SOURCE[wire.original_source],
         localhost_app_tunnel_off=not wire.localhost_app_tunnel,

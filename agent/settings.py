@@ -22,6 +22,7 @@ ENV_PREFIX = "UNDERPASS_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 # sun_path holds 108 bytes with its NUL.
 SOCKET_PATH_LIMIT = 107
@@ -199,6 +200,35 @@ def roots(value: object) -> str:
     if found == "SYSTEM" or "-----BEGIN" in found:
         return found
     return str(Path(found).absolute())
+
+
+def nameservers(value: object) -> tuple[str, ...]:
+    """`ip` or `ip:port`, a list in the file, else joined by commas."""
+    pieces = value if isinstance(value, list | tuple) else text(value).split(",")
+    return tuple(_nameserver(text(piece).strip()) for piece in pieces)
+
+
+def _nameserver(found: str) -> str:
+    host, colon, number = found.rpartition(":")
+    if found.count(":") == 1 or found.startswith("["):
+        port(number)
+    else:
+        host, colon = found, ""
+    try:
+        address = ip_address(host.strip("[]") if colon else host)
+    except ValueError:
+        raise Mistake(f"{found!r} is no address; write ip or ip:port") from None
+    if address.is_loopback:
+        # Asked from inside the pod, where nobody is but the pod itself.
+        raise Mistake(f"{found}: can't be asked from a pod; write an address the pods can reach")
+    return found
+
+
+def dns_domain(value: object) -> str:
+    found = words(value).rstrip(".").lower()
+    if not _DOMAIN.fullmatch(found):
+        raise Mistake("not a domain, for example cluster.local")
+    return found
 
 
 def headers(value: object) -> dict[str, str]:
@@ -393,6 +423,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ports.outbound", port, 15001, "Listener for captured outbound traffic, in each pod"),
     Setting("ports.inbound-plaintext", port, 15006, "Listener for captured inbound traffic"),
     Setting("ports.inbound-hbone", port, 15008, "Listener for HBONE"),
+    Setting("ports.dns", port, 15053, "Listeners for captured DNS, on the pod's loopback"),
+    # facts ztunnel 9.1
+    Setting("dns.capture", switch, True, "Answer the DNS of pods; a pod may opt out"),
+    Setting("dns.cluster-domain", dns_domain, "cluster.local", "Domain of the cluster's services"),
+    Setting(
+        "dns.nameservers",
+        nameservers,
+        (),
+        "Asked for pods whose resolv.conf isn't known: ip or ip:port,… [the agent's own]",
+    ),
+    Setting(
+        "dns.preferred-namespace", text, "", "Whose services go before those of other namespaces"
+    ),
+    Setting(
+        "dns.forward-timeout", positive_duration, timedelta(seconds=5), "A nameserver's answer"
+    ),
+    Setting("dns.cache-entries", count(1, 1_000_000), 8192, "Nameservers' answers kept"),
+    Setting(
+        "dns.pod-max-pending", count(1, 100_000), 1024, "Questions of one pod that wait for answers"
+    ),
     Setting(
         "socks5.port",
         port_or_off,

@@ -58,8 +58,23 @@ class Ports:
     outbound: int = 15001
     inbound_plaintext: int = 15006
     inbound_hbone: int = 15008
+    dns: int = 15053
     # In each pod on 127.0.0.1; None: off.
     socks5: int | None = None
+
+
+@dataclass(frozen=True)
+class Dns:
+    """facts ztunnel 9, control.proto Dns"""
+
+    capture: bool = True
+    cluster_domain: str = "cluster.local"
+    # `ip` or `ip:port`. Empty: the agent's own, read when a pod is added.
+    nameservers: tuple[str, ...] = ()
+    preferred_namespace: str = ""
+    forward_timeout: timedelta = timedelta(seconds=5)
+    cache_entries: int = 8192
+    pod_max_pending: int = 1024
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,7 @@ class Config:
     servers: Servers
     log: Log
     limits: Limits
+    dns: Dns = field(default_factory=Dns)
     wire: Wire = field(default_factory=Wire)
     namespaces: NamespaceTable = field(default_factory=dict)
     telemetry: Telemetry = field(default_factory=Telemetry)

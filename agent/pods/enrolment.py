@@ -19,6 +19,7 @@ class Step(enum.Enum):
     ADD = "make the data plane listen in it"
     CAPTURE = "redirect its traffic"
     VERIFY = "compare its rules"
+    CHANGE = "change its DNS"
     # Away from it: never bare ports that rules still point to.
     UNCAPTURE = "take its rules away"
     REMOVE = "take it from the data plane"
@@ -74,7 +75,7 @@ class Enrolment:
 
     def next(self, node: Node, now: float) -> Step:
         if self.wanted != self.pod or self.moved:
-            return self._leaving(node)
+            return Step.CHANGE if self._changes_in_place() else self._leaving(node)
         if self.netns_fd < 0:
             return Step.OPEN
         if node.generation and self.added_to != node.generation:
@@ -95,6 +96,10 @@ class Enrolment:
         if self.netns_fd >= 0:
             return Step.CLOSE
         return Step.FORGET if self.wanted is None else Step.ADOPT
+
+    def _changes_in_place(self) -> bool:
+        wanted = self.wanted
+        return wanted is not None and not self.moved and wanted.differs_only_in_dns(self.pod)
 
     def succeeded(self) -> None:
         self.failures, self.error, self.retry_at = 0, None, 0.0

@@ -1,5 +1,5 @@
 """Pods from a watched YAML file: a list of `name`, `namespace`, `serviceAccount`, `uid`, and
-`netns` (a path) or `pid`."""
+`netns` (a path) or `pid`; `dnsCapture: false` and `resolvConf` (a path) where wanted."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent import yaml_text
+from agent.pods import resolv_conf
 from agent.pods.netns import NetnsPath
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
 
@@ -22,7 +23,7 @@ CALM = timedelta(milliseconds=50)
 # Far above what a node holds; a wrong path to something huge must not fill the memory.
 SIZE_LIMIT = 16 * 1024 * 1024
 
-_FIELDS = ("name", "namespace", "serviceAccount", "uid", "netns", "pid")
+_FIELDS = ("name", "namespace", "serviceAccount", "uid", "netns", "pid", "dnsCapture", "resolvConf")
 # Parts of a SPIFFE id and of Kubernetes names alike.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,252}")
@@ -166,6 +167,8 @@ def _pod(entry: object) -> Pod:
         # What Kubernetes gives a pod that names none.
         service_account=_text(entry, "serviceAccount", _NAME, default="default"),
         netns=_netns(entry),
+        dns_capture=_dns_capture(entry),
+        resolv_conf=_resolv_conf(entry),
     )
 
 
@@ -194,6 +197,25 @@ def _netns(entry: Mapping[str, object]) -> NetnsPath:
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise _BrokenEntry(f"netns: {path!r} is no absolute path, for example /run/netns/NAME")
     return NetnsPath(Path(path))
+
+
+def _dns_capture(entry: Mapping[str, object]) -> bool:
+    value = entry.get("dnsCapture", True)
+    if not isinstance(value, bool):
+        raise _BrokenEntry(f"dnsCapture: write true or false, not {_kind(value)}")
+    return value
+
+
+def _resolv_conf(entry: Mapping[str, object]) -> Path | None:
+    path = entry.get("resolvConf")
+    if path is None:
+        pid = entry.get("pid")
+        if isinstance(pid, int):
+            return resolv_conf.of_process(pid)
+        return resolv_conf.of_netns(Path(str(entry["netns"])))
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise _BrokenEntry(f"resolvConf: {path!r} is no absolute path of a file")
+    return Path(path)
 
 
 def _claim(taken: dict[tuple[str, str], int], index: int, pod: Pod) -> None:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from agent.dataplane import DataplaneError, DataplaneLost, InUse
 from agent.errors import AgentError
 from agent.namespaces import NamespaceTable
+from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Held, Ledger
 from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemoved
@@ -61,6 +62,7 @@ class Reconciler:
         namespaces: NamespaceTable | None = None,
         external: bool = False,
         ports: Collection[int] = (),
+        dns: DnsRules | None = None,
     ) -> None:
         """`external`: somebody else redirects traffic to the data plane's listeners, which have
         these `ports` in each pod."""
@@ -73,6 +75,7 @@ class Reconciler:
             namespaces=namespaces,
             external=external,
             ports=ports,
+            dns=dns,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
@@ -335,6 +338,9 @@ class Reconciler:
                 await steps.capture(enrolment)
             case Step.VERIFY:
                 await steps.verify(enrolment)
+            case Step.CHANGE:
+                present = enrolment.added_to == self._generation
+                await steps.change(enrolment, self._dataplane if present else None)
             case Step.UNCAPTURE:
                 await steps.uncapture(enrolment)
             case Step.REMOVE:

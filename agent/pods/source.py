@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from agent.errors import AgentError
@@ -21,11 +22,20 @@ class Pod:
     namespace: str
     service_account: str
     netns: PodNetns
+    # Its DNS may be caught.
+    dns_capture: bool = True
+    # Where its own resolv.conf may be.
+    resolv_conf: Path | None = None
 
     @property
     def key(self) -> str:
         """namespace/name, as people call it."""
         return f"{self.namespace}/{self.name}"
+
+    def differs_only_in_dns(self, other: "Pod") -> bool:
+        """Then one becomes the other without leaving the mesh."""
+        dns = {"dns_capture": other.dns_capture, "resolv_conf": other.resolv_conf}
+        return self != other and replace(self, **dns) == other  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

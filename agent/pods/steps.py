@@ -8,12 +8,14 @@ import logging
 import os
 import random
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from agent.dataplane import InUse
 from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.namespaces import NamespaceTable
+from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment
 from agent.pods.ledger import Ledger
 from agent.pods.netns import netns_id
@@ -43,6 +45,8 @@ class PodTarget(Protocol):
         *,
         prepare_only: bool = False,
     ) -> None: ...
+
+    async def update_pod(self, uid: str, settings: control_pb2.PodSettings) -> None: ...
 
     async def remove_pod(
         self, uid: str, *, drain: bool, deadline: timedelta | None = None
@@ -78,12 +82,14 @@ class Steps:
         namespaces: NamespaceTable | None = None,
         external: bool = False,
         ports: Collection[int] = (),
+        dns: DnsRules | None = None,
     ) -> None:
         """`ports`: of the data plane's listeners in each pod."""
         self._ports = ports
         self._threads = NetnsThread()
         self._redirect = redirect
         self.external = external
+        self._dns = dns or DnsRules()
         self._namespaces: NamespaceTable = namespaces or {}
         self._ledger = ledger
         self._verify_interval = verify_interval.total_seconds()
@@ -173,6 +179,24 @@ class Steps:
         self._proven(enrolment)
         _still_there(enrolment)
 
+    async def change(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
+        """Of its DNS, while it serves: never rules without somebody who listens. Without the data
+        plane that has it, what comes next brings both up to date."""
+        wanted = enrolment.wanted
+        assert wanted is not None  # CHANGE is never planned without it
+        captured = enrolment.captured and self._redirect is not None
+        target = replace(_target(enrolment), dns=wanted.dns_capture)
+        if captured and not wanted.dns_capture:
+            await self._present().install(target)
+        if dataplane is not None:
+            await dataplane.update_pod(wanted.uid, self._settings(wanted))
+        else:
+            enrolment.stale = True
+        if captured and wanted.dns_capture:
+            await self._present().install(target)
+        enrolment.pod = wanted
+        log.info("pod's DNS changed", extra=_fields(enrolment) | {"capture": wanted.dns_capture})
+
     async def reinstall(self, enrolment: Enrolment) -> None:
         """After `reconfigure`; a failure leaves it stale, and verified at once."""
         enrolment.verify_at = 0.0
@@ -250,6 +274,7 @@ class Steps:
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]
             settings.waypoint_required = _ENFORCEMENT[rules.waypoint_required]
+        self._dns.apply(pod, settings)
         return settings
 
 
@@ -273,7 +298,7 @@ def _still_there(enrolment: Enrolment) -> None:
 
 def _target(enrolment: Enrolment) -> Target:
     pod = enrolment.pod
-    return Target(uid=pod.uid, name=pod.key, netns_fd=enrolment.netns_fd)
+    return Target(uid=pod.uid, name=pod.key, netns_fd=enrolment.netns_fd, dns=pod.dns_capture)
 
 
 def _fields(enrolment: Enrolment) -> dict[str, object]:

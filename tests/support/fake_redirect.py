@@ -1,8 +1,12 @@
 """Capture without a kernel: remembers what would be installed where, and fails on demand."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from redirect.base import CaptureConfig, Installed, InstalledRule, Probe, RedirectError, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class FakeRedirect:
@@ -12,6 +16,10 @@ class FakeRedirect:
         self.config = CaptureConfig()
         # uid -> the configuration its rules were made from.
         self.installed: dict[str, CaptureConfig] = {}
+        # uid -> whether its DNS is redirected.
+        self.dns: dict[str, bool] = {}
+        # Told of every install.
+        self.heard: Callable[[str], None] = lambda _: None
         self.calls: Counter[str] = Counter()
         # uid -> errors for the next calls of install, first one first.
         self.install_faults: dict[str, list[RedirectError]] = {}
@@ -28,12 +36,15 @@ class FakeRedirect:
         if faults := self.install_faults.get(target.uid):
             raise faults.pop(0)
         self.installed[target.uid] = self.config
+        self.dns[target.uid] = target.dns
+        self.heard("install")
 
     async def verify(self, target: Target) -> tuple[str, ...]:
         self.calls["verify"] += 1
         if target.uid in self.unverifiable:
             return ("a rule isn't there",)
-        if self.installed.get(target.uid) != self.config:
+        found = (self.installed.get(target.uid), self.dns.get(target.uid, True))
+        if found != (self.config, target.dns):
             return ("the table is missing or stale",)
         return ()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from agent.dataplane import DataplaneError, InUse
@@ -20,6 +20,9 @@ class FakeTarget:
         self.removed: list[tuple[str, bool]] = []
         self.kept: list[set[str]] = []
         self.settings: dict[str, control_pb2.PodSettings] = {}
+        self.updated: list[str] = []
+        # Told of every update.
+        self.heard: Callable[[str], None] = lambda _: None
         self.synced = False
         self.faults: list[DataplaneError] = []
         self.keep_faults: list[DataplaneError] = []
@@ -43,6 +46,13 @@ class FakeTarget:
             raise self.faults.pop(0)
         self.settings[pod.uid] = settings
         (self.prepared if prepare_only else self.up)[pod.uid] = os.fstat(netns_fd).st_ino
+
+    async def update_pod(self, uid: str, settings: control_pb2.PodSettings) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.settings[uid] = settings
+        self.updated.append(uid)
+        self.heard("updated")
 
     async def remove_pod(self, uid: str, *, drain: bool, deadline: timedelta | None = None) -> None:
         self.removed.append((uid, drain))

@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -281,6 +282,40 @@ def test_what_upstream_lets_one_tune_reaches_the_data_plane() -> None:
     assert (message.keepalive.time_s, message.keepalive.interval_s) == (5, 180)
     assert message.keepalive.user_timeout
     assert (message.limits.preface_timeout_ms, message.limits.pod_max_handshakes) == (1500, 7)
+
+
+def test_dns_is_on_and_its_settings_reach_the_data_plane() -> None:
+    default = load()
+    assert parts.dns_rules(default).capture
+    assert parts.capture_config(default).ports.dns == 15053
+    off = load(dns_capture="off")
+    assert not parts.dns_rules(off).capture
+    assert parts.capture_config(off).ports.dns is None
+    config = load(
+        dns_cluster_domain="Corp.Example.",
+        dns_nameservers="10.0.0.1, [fd00::1]:5353,fd00::2",
+        dns_preferred_namespace="infra",
+        dns_forward_timeout="2s",
+    )
+    message = parts.instance_config(config)
+    assert message.dns.cluster_domain == "corp.example"
+    assert list(message.dns.nameservers) == ["10.0.0.1", "[fd00::1]:5353", "fd00::2"]
+    assert (message.dns.preferred_namespace, message.dns.forward_timeout_ms) == ("infra", 2000)
+    assert message.dns_port == 15053
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dns_nameservers": "dns.example"}, "no address"),
+        ({"dns_nameservers": "10.0.0.1:99999"}, "must be from 1"),
+        ({"dns_nameservers": "127.0.0.53"}, "can't be asked from a pod"),
+        ({"dns_cluster_domain": "a b"}, "not a domain"),
+        ({"ports_dns": "15001"}, "must differ"),
+    ],
+)
+def test_mistakes_of_dns_settings_are_told(options: dict[str, Any], words: str) -> None:
+    assert words in mistakes(**options)[0]
 
 
 def test_socks5_is_off_and_never_a_port_of_another_listener() -> None:

@@ -49,11 +49,23 @@ def test_pid_names_the_namespace_of_that_process() -> None:
     assert not pod.netns.follow
 
 
+def test_dns_is_caught_unless_the_entry_says_otherwise() -> None:
+    pods = listed(entry("a"), entry("b", dnsCapture=False, resolvConf="/srv/b.conf")).pods
+    assert pods["uid-a"].dns_capture
+    assert pods["uid-a"].resolv_conf == Path("/etc/netns/a/resolv.conf")
+    assert not pods["uid-b"].dns_capture
+    assert pods["uid-b"].resolv_conf == Path("/srv/b.conf")
+    by_pid = listed(entry("c", netns=None, pid=77)).pods["uid-c"]
+    assert by_pid.resolv_conf == Path("/proc/77/root/etc/resolv.conf")
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
         (entry("b", uid=None), "pod 1 (shop/b): uid: is missing"),
         (entry("b", name=None), "pod 1 (uid uid-b): name: is missing"),
+        (entry("b", dnsCapture="no"), "dnsCapture: write true or false, not a text"),
+        (entry("b", resolvConf="etc"), "resolvConf: 'etc' is no absolute path"),
         (entry("b", uid=12), "uid: a text is wanted, not 12"),
         (entry("b", namespace="../x"), "namespace: '../x' can't be one"),
         (entry("b", serviceacount="x"), "serviceacount: unknown field"),

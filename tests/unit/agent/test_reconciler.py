@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -449,6 +449,42 @@ async def test_changed_exemption_reaches_every_captured_pod(world: World) -> Non
     world.redirect.install_faults["uid-p3"] = [RedirectError("busy")]
     with pytest.raises(CaptureError, match="shop/p3: busy"):
         await world.reconciler.reconfigure(CaptureConfig())
+
+
+async def test_dns_changes_in_place_rules_first_when_it_goes_and_last_when_it_comes(
+    world: World,
+) -> None:
+    world.add("a")
+    world.tell(PodsSynced())
+    world.reconciler.attach(world.target, synced=True)
+    await world.until(a="captured")
+    on = world.pod("a")
+    assert world.target.settings["uid-a"].dns
+    order: list[str] = []
+    world.redirect.heard = world.target.heard = order.append
+    for wanted in (False, True):
+        order.clear()
+        world.tell(PodAdded(replace(on, dns_capture=wanted)))
+        await eventually(lambda: len(order) >= 2)
+        assert world.target.settings["uid-a"].dns is wanted
+        assert order[:2] == (["updated", "install"] if wanted else ["install", "updated"])
+        assert world.redirect.dns["uid-a"] is wanted
+    assert world.target.removed == []
+    assert world.view("a").captured
+
+
+async def test_dns_changed_while_no_data_plane_serves_goes_with_the_next(world: World) -> None:
+    world.add("a")
+    world.tell(PodsSynced())
+    world.reconciler.attach(world.target, synced=True)
+    await world.until(a="captured")
+    world.reconciler.detach()
+    world.tell(PodAdded(replace(world.pod("a"), dns_capture=False)))
+    await eventually(lambda: not world.redirect.dns["uid-a"])
+    assert world.target.updated == []
+    world.reconciler.attach(world.target, synced=True)
+    await eventually(lambda: not world.target.settings["uid-a"].dns)
+    assert world.target.removed == []
 
 
 async def test_without_capture_the_data_plane_only_listens(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ const MOST_CONNECTIONS: usize = 256;
 /// A pod's resolv.conf, as far as we need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolv {
+    /// Empty: those of the node.
     pub nameservers: Vec<SocketAddr>,
+    /// Empty where it isn't known: then Kubernetes' usual ones.
     pub search: Vec<String>,
 }
 
@@ -418,7 +420,10 @@ impl Upstream {
         Self {
             owner: pod.shared.dns_cache.new_owner(),
             nameservers: Nameservers::new(servers.clone()),
-            search: resolv.as_ref().map(|resolv| resolv.search.clone()),
+            search: resolv
+                .as_ref()
+                .map(|resolv| resolv.search.clone())
+                .filter(|search| !search.is_empty()),
             resolv,
         }
     }
