@@ -148,6 +148,12 @@ impl Tunnel {
         self.killed.notify_one();
     }
 
+    /// Why we ended it, where it wasn't the peer who did, nor a drain.
+    pub fn cut_for(&self) -> Option<Error> {
+        let ended = self.ended.lock().clone();
+        ended.filter(|error| matches!(error, Error::Timeout(..) | Error::Moved(_)))
+    }
+
     fn expired(&self) -> bool {
         self.expires <= SystemTime::now()
     }
@@ -327,6 +333,10 @@ async fn open(dialling: &Dialling) -> Result<(Arc<Tunnel>, Driver, Keepalive, Tr
     let limit = limits.connect_timeout;
     let tcp = match tokio::time::timeout(limit, (dialling.dial)(dst)).await {
         Ok(Ok(tcp)) => tcp,
+        // The kernel may lose its patience before we do.
+        Ok(Err(err)) if err.kind() == std::io::ErrorKind::TimedOut => {
+            return Err(Error::ConnectTimeout(dst, limit));
+        }
         Ok(Err(err)) => return Err(Error::Connect(dst, err.to_string())),
         Err(_) => return Err(Error::ConnectTimeout(dst, limit)),
     };

@@ -48,7 +48,7 @@ pub struct WriteHalf {
 
 /// What both halves keep as long as one of them lives.
 struct Hold {
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
     /// Of the tunnel's peer.
     proof: Arc<Proof>,
 }
@@ -61,7 +61,7 @@ impl Stream {
         slot: Option<Slot>,
         proof: Arc<Proof>,
     ) -> Self {
-        let hold = Arc::new(Hold { _slot: slot, proof });
+        let hold = Arc::new(Hold { slot, proof });
         Self {
             read: ReadHalf {
                 recv,
@@ -128,7 +128,7 @@ impl ReadHalf {
                     return Poll::Ready(Some(Ok(data)));
                 }
                 Some(Err(err)) if is_quiet_reset(&err) => None,
-                Some(Err(err)) => Some(Err(to_io(err, &self.hold.proof))),
+                Some(Err(err)) => Some(Err(self.hold.to_io(err))),
                 None => None,
             };
             self.ended = true;
@@ -177,7 +177,7 @@ impl WriteHalf {
             }
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(err)) => return Poll::Ready(Err(to_io(err, &self.hold.proof))),
+                Some(Err(err)) => return Poll::Ready(Err(self.hold.to_io(err))),
                 None => return Poll::Ready(Err(self.closed())),
             }
         }
@@ -192,7 +192,7 @@ impl WriteHalf {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match self.send.poll_reset(&mut cx) {
             Poll::Ready(Ok(reason)) => broken_pipe(format!("the peer reset the stream: {reason}")),
-            Poll::Ready(Err(err)) => to_io(err, &self.hold.proof),
+            Poll::Ready(Err(err)) => self.hold.to_io(err),
             Poll::Pending => broken_pipe("the stream is closed".to_owned()),
         }
     }
@@ -281,19 +281,30 @@ fn is_quiet_reset(err: &h2::Error) -> bool {
     err.is_reset() && matches!(err.reason(), Some(Reason::NO_ERROR | Reason::CANCEL))
 }
 
-/// facts ztunnel 3.9; a tunnel that was cut says why.
-fn to_io(err: h2::Error, proof: &Proof) -> io::Error {
-    if let Some(distrust) = proof.distrust() {
-        return io::Error::other(Error::Untrusted(proof.addr, distrust.clone()));
+impl Hold {
+    /// facts ztunnel 3.9; a tunnel that was cut says why.
+    fn to_io(&self, err: h2::Error) -> io::Error {
+        if let Some(distrust) = self.proof.distrust() {
+            return io::Error::other(Error::Untrusted(self.proof.addr, distrust.clone()));
+        }
+        match err.reason() {
+            Some(Reason::STREAM_CLOSED) => broken_pipe(err.to_string()),
+            Some(Reason::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, err),
+            Some(_) => io::Error::other(err),
+            None if err.is_io() => self.broken(err),
+            None => io::Error::other(err),
+        }
     }
-    match err.reason() {
-        Some(Reason::STREAM_CLOSED) => broken_pipe(err.to_string()),
-        Some(Reason::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, err),
-        Some(_) => io::Error::other(err),
-        None if err.is_io() => err
-            .into_io()
-            .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
-        None => io::Error::other(err),
+
+    /// Without the tunnel's own reason an end that we made would look like one that the peer made.
+    fn broken(&self, err: h2::Error) -> io::Error {
+        let reason = self.slot.as_ref().and_then(|slot| slot.tunnel.cut_for());
+        match reason {
+            Some(reason) => io::Error::other(reason),
+            None => err
+                .into_io()
+                .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        }
     }
 }
 

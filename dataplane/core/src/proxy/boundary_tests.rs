@@ -31,9 +31,14 @@ async fn connections_end_when_the_address_gets_another_owner() {
         .accepted_by(&world.web.shared.store);
     let end = soon(stream.read(&mut [0; 4])).await.unwrap_err();
     assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    let why = "10.77.0.2:15008: the address belongs to another workload now";
     world
-        .logged(&["direction=\"outbound\"", "src.workload=\"web\""])
+        .logged(&["direction=\"outbound\"", "src.workload=\"web\"", why])
         .await;
+    let failed = world
+        .web
+        .metric("istio_tcp_connections_failed_total", &["MID_STREAM"]);
+    assert_eq!(failed, 1, "neither a good end nor a failure to connect");
     eventually("no tunnel is left", || {
         world.db.proxy.connections().is_empty()
     })

@@ -147,7 +147,9 @@ impl Failed {
             Self::Copy(error) if cut(error).is_some_and(hbone::Error::is_revocation) => {
                 Flags::CertRevoked
             }
-            Self::Copy(error) if cut(error).is_some() => Flags::TlsFailure,
+            Self::Copy(error) if matches!(cut(error), Some(hbone::Error::Untrusted(..))) => {
+                Flags::TlsFailure
+            }
             Self::Tunnel(error) => match error {
                 hbone::Error::ConnectTimeout(..) => Flags::NetworkPolicy,
                 hbone::Error::Tls(..) | hbone::Error::Untrusted(..) => Flags::TlsFailure,

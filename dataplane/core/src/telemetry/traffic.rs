@@ -129,8 +129,9 @@ impl Traffic {
     }
 
     pub fn series(&self, labels: Labels) -> Arc<Series> {
-        // The remainder is below SHARDS.
-        let shard = &self.shards[(self.hasher.hash_one(&labels) % SHARDS as u64) as usize];
+        // Of two labels, since the whole is hashed once more. The remainder is below SHARDS.
+        let ends = (&labels.source.workload, &labels.destination.workload);
+        let shard = &self.shards[(self.hasher.hash_one(ends) % SHARDS as u64) as usize];
         if let Some(key) = shard.rows.read().get(&labels) {
             key.0.used.store(now(), Relaxed);
             return key.0.clone();
