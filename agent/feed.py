@@ -72,6 +72,10 @@ class Feed:
         return self._present
 
     @property
+    def capture(self) -> CaptureConfig:
+        return self._capture
+
+    @property
     def synced(self) -> bool:
         """The present data plane processed a first response of every type."""
         return self._present is not None and self._knows_mesh(self._present)

@@ -1,11 +1,13 @@
 """Puts together what an operator sees: readiness, the status screen, and what is wrong."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 from datetime import UTC, datetime
 from importlib import metadata
 
+from agent.bypass import Bypass, of_connections, of_pods, of_workload, records
 from agent.dataplane import Dataplane, DataplaneError, DataplaneSilent
 from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
 from agent.identity.manager import IdentityManager
@@ -36,6 +38,9 @@ from agent.status import (
 from agent.supervisor import Supervisor
 from agent.xds.status import XdsStatus
 from proto.gen import control_pb2
+from redirect.base import RedirectError
+from redirect.netns import NetnsThread
+from redirect.sockets import connections
 
 # Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
 PATIENCE = 3.0
@@ -120,6 +125,33 @@ class Report:
         except DataplaneError as exc:
             # A lost one is told by the supervisor.
             return None, exc if dataplane.connected else None
+
+    async def bypass(self) -> list[Bypass]:
+        """Asks each captured pod's kernel tables, and the data plane for the mesh's workloads."""
+        views = await self.pods()
+        found = list(of_pods(views))
+        visitor = NetnsThread()
+        # Kept open for us: a pod may go meanwhile.
+        opened = [(pod, os.dup(fd)) for pod, fd in self._reconciler.captured_namespaces()]
+        try:
+            for pod, fd in opened:
+                with contextlib.suppress(RedirectError):
+                    there = await visitor.run(fd, connections, subject=pod.key)
+                    found += of_connections(pod.key, there, self._feed.capture)
+        finally:
+            for _, fd in opened:
+                os.close(fd)
+            await visitor.close()
+        known = {view.workload_uid for view in views if view.workload_uid}
+        if (dataplane := self.dataplane) is not None:
+            observer = await Dataplane.connect(dataplane.path, role="observer")
+            try:
+                async for workload in records(observer.dump("workloads")):
+                    if (one := of_workload(workload, self.node, known)) is not None:
+                        found.append(one)
+            finally:
+                await observer.close()
+        return found
 
     def certificates(self) -> list[CertificateView]:
         if self._identities is None:

@@ -35,6 +35,7 @@ def admin_app(
     for section in told.SECTIONS:
         app.router.add_get(f"/v1/{section}", api.told)
     app.router.add_get("/v1/dump/{section}", api.dump)
+    app.router.add_get("/v1/bypass", api.bypass)
     app.router.add_get("/v1/log", api.log)
     app.router.add_post("/v1/log", api.change_log)
     app.router.add_post("/v1/dataplane/replace", api.replace)
@@ -90,6 +91,9 @@ class _Api:
             return await _stream(request, _present(self._report).path, section)
         except NotFound as exc:
             raise web.HTTPNotFound(reason=f"no section {section}") from exc
+
+    async def bypass(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(await self._report.bypass()))
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(plain(self._levels.view()))

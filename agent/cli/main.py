@@ -13,6 +13,7 @@ from agent.cli.reach import RUN_DIR, Where, complete_node
 # isn't installed isn't listed.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "agent": ("agent.cli.agent:agent", "Run this node's agent and its data plane."),
+    "bypass": ("agent.cli.bypass:bypass", "Wanted in the mesh but past it, and why."),
     "certificates": ("agent.cli.look:certificates", "Certificates of this node's identities."),
     "completion": ("agent.cli.completion:completion", "Shell completion: bash, zsh, fish."),
     "connections": ("agent.cli.connections:connections", "Live connections of this node's pods."),

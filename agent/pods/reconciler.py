@@ -254,6 +254,10 @@ class Reconciler:
         node = self._node()
         return [view(entry, node) for _, entry in sorted(self._pods.items())]
 
+    def captured_namespaces(self) -> list[tuple[Pod, int]]:
+        """Descriptors stay the reconciler's; good until it is awaited on."""
+        return [(e.pod, e.netns_fd) for e in self._pods.values() if e.captured and e.netns_fd >= 0]
+
     async def close(self) -> None:
         """Ends the tasks. Pods stay captured and added."""
         self._stop_announcing()
