@@ -1,8 +1,7 @@
 //! The caller's side: which service, endpoint, waypoint or gateway, and whether there is a
 //! certificate for the tunnel.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Known;
 use super::inbound::{Arrival, arrive};
@@ -14,6 +13,9 @@ use crate::state::{Destination, ServiceRecord, Workload};
 
 /// Ports or endpoints that are named.
 const NAMED: usize = 8;
+
+/// Endpoints that are looked at.
+const TRIED: usize = 16;
 
 /// A connection that a proxy takes.
 pub fn captured(known: &Known<'_>, caller: &Caller, dst: SocketAddr, steps: &mut Steps) {
@@ -29,16 +31,74 @@ pub fn captured(known: &Known<'_>, caller: &Caller, dst: SocketAddr, steps: &mut
     let route = resolve::outbound(known.snapshot, known.config, own, client, dst, &[]);
     match route {
         Err(refusal) => refuse(known, own, dst, &refusal, steps),
-        Ok(route @ Route::Passthrough { .. }) => {
-            unknown_to_the_mesh(known, caller, dst, &route, steps)
+        Ok(route) if is_balanced(&route) => each_choice(known, caller, client, dst, route, steps),
+        Ok(route) => follow(known, caller, client, route, false, steps),
+    }
+}
+
+/// One of several endpoints is chosen anew for each connection.
+fn is_balanced(route: &Route) -> bool {
+    let onward = matches!(route, Route::Hbone(r) if r.via_waypoint || r.inner.is_some());
+    !onward && route.retry_without().is_some()
+}
+
+/// What may be chosen is explained alike however the dice fall: one that lets the connection in is
+/// told, and if there are others that wouldn't, that isn't known before the choice.
+fn each_choice(
+    known: &Known<'_>,
+    caller: &Caller,
+    client: IpAddr,
+    dst: SocketAddr,
+    first: Route,
+    steps: &mut Steps,
+) {
+    let (mut told, mut tried, mut next) = (Vec::new(), Vec::new(), Some(first));
+    while let Some(route) = next.take() {
+        let others = route.retry_without().cloned();
+        let (Route::Tcp { workload, .. } | Route::Hbone(HboneRoute { workload, .. })) = &route
+        else {
+            break;
+        };
+        let endpoint = workload.clone();
+        let mut own = Steps::default();
+        follow(known, caller, client, route, true, &mut own);
+        told.push((endpoint, own));
+        if let Some(uid) = others.filter(|_| told.len() < TRIED) {
+            tried.push(uid);
+            let own = &caller.workload;
+            next = resolve::outbound(known.snapshot, known.config, own, client, dst, &tried).ok();
         }
-        Ok(Route::Tcp {
-            dst,
-            workload,
-            retryable,
-            ..
-        }) => {
-            tell_endpoint(&workload, retryable, steps);
+    }
+    let count = told.len();
+    told.sort_by(|(a, x), (b, y)| {
+        (x.refusal().is_some(), &a.uid).cmp(&(y.refusal().is_some(), &b.uid))
+    });
+    let mut told = told.into_iter();
+    let Some((_, shown)) = told.next() else {
+        return;
+    };
+    let refused = shown.refusal().is_some();
+    steps.absorb(shown);
+    let refusing = told.find_map(|(other, own)| Some((other, own.refusal()?.to_owned())));
+    if let Some((other, why)) = refusing.filter(|_| !refused) {
+        let text = format!("one of {count} endpoints is chosen, and this one would refuse: {why}");
+        steps.unknown("endpoint", &name(&other), text);
+    }
+}
+
+/// `several`: another endpoint may be chosen the next time.
+fn follow(
+    known: &Known<'_>,
+    caller: &Caller,
+    client: IpAddr,
+    route: Route,
+    several: bool,
+    steps: &mut Steps,
+) {
+    match route {
+        Route::Passthrough { dst, .. } => unknown_to_the_mesh(known, caller, dst, &route, steps),
+        Route::Tcp { dst, workload, .. } => {
+            tell_endpoint(&workload, several, steps);
             let name = name(&workload);
             steps.ok(
                 "tunnel",
@@ -56,7 +116,7 @@ pub fn captured(known: &Known<'_>, caller: &Caller, dst: SocketAddr, steps: &mut
             };
             arrive(known, arrival, dst, None, steps);
         }
-        Ok(Route::Hbone(route)) => hbone(known, caller, client, route, steps),
+        Route::Hbone(route) => hbone(known, caller, client, route, several, steps),
     }
 }
 
@@ -92,8 +152,9 @@ pub fn plain(known: &Known<'_>, caller: &Caller, dst: SocketAddr, steps: &mut St
 fn hbone(
     known: &Known<'_>,
     caller: &Caller,
-    client: std::net::IpAddr,
+    client: IpAddr,
     route: HboneRoute,
+    several: bool,
     steps: &mut Steps,
 ) {
     let own = &caller.workload;
@@ -108,7 +169,7 @@ fn hbone(
         steps.ok("gateway", &peer, text);
     }
     if !route.via_waypoint && route.inner.is_none() {
-        tell_endpoint(&route.workload, route.retryable, steps);
+        tell_endpoint(&route.workload, several, steps);
     }
     match caller.here {
         true => certificate(known, &own.identity(), steps),
@@ -209,9 +270,9 @@ fn tell_addressed(known: &Known<'_>, own: &Workload, dst: SocketAddr, steps: &mu
     steps.ok("service", &service.key, text);
 }
 
-fn tell_endpoint(workload: &Arc<Workload>, others: bool, steps: &mut Steps) {
+fn tell_endpoint(workload: &Workload, several: bool, steps: &mut Steps) {
     let health = if workload.healthy { "" } else { ", UNHEALTHY" };
-    let chance = match others {
+    let chance = match several {
         true => ", one of several: another connection may get another",
         false => "",
     };

@@ -44,6 +44,18 @@ impl Steps {
         }
     }
 
+    /// What the first refusal says.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_ref().map(|(text, _)| text.as_str())
+    }
+
+    /// The rest of the way, explained apart.
+    pub fn absorb(&mut self, rest: Self) {
+        self.steps.extend(rest.steps);
+        self.refusal = self.refusal.take().or(rest.refusal);
+        self.route = rest.route;
+    }
+
     /// Where the bytes go, in words.
     pub fn goes(&mut self, route: impl Into<String>) {
         self.route = route.into();

@@ -316,6 +316,37 @@ fn a_service_without_the_port_or_an_endpoint_says_what_it_has() {
 }
 
 #[test]
+fn where_endpoints_differ_the_choice_is_unknown_and_where_all_refuse_it_is_refused() {
+    let web = service("shop", "web", "10.1.0.1");
+    let second = |listed: &[&str]| {
+        let mut pod = member(pod("shop", "web-2", "10.0.0.5"), &web, &[]);
+        pod.authorization_policies = listed.iter().map(ToString::to_string).collect();
+        Push::addresses().workload(pod)
+    };
+    let mut world = World::new().push(second(&[]));
+    world.pods.push(status("web-2"));
+    world
+        .certificates
+        .push(certificate("web-2-sa", Some((-3600, 86_399)), ""));
+    let stable = |world: &World| {
+        let first = world.explain("10.1.0.1:80");
+        for _ in 0..20 {
+            assert_eq!(world.explain("10.1.0.1:80"), first, "however the dice fall");
+        }
+        first
+    };
+    let reply = stable(&world);
+    assert!(reply.verdict.starts_with("allowed") && reply.verdict.contains("shop/web "));
+    let world = world.push(second(&["shop/absent"]));
+    let reply = stable(&world);
+    unknown(&reply, &["endpoint"]);
+    assert!(reply.verdict.contains("one of 2 endpoints") && reply.verdict.contains("shop/absent"));
+    let deny = policy("no-8080", security::Action::Deny, vec![port_is(8080)]);
+    let reply = stable(&world.push(deny));
+    refused(&reply, "policy", &["shop/no-8080"]);
+}
+
+#[test]
 fn a_certificate_that_is_missing_expired_or_failed_decides() {
     let mut world = World::new();
     world.certificates[0] = certificate("client-sa", Some((-7200, -60)), "CA away");

@@ -98,6 +98,11 @@ impl Early {
             Self::TooMany(_) => {
                 "find who opens so many (underpass connections), or raise limits.pod-max-connections"
             }
+            Self::TooManyHandshakes(_) => {
+                "find who connects and says nothing (underpass why), or raise \
+                 limits.pod-max-handshakes"
+            }
+            Self::NoSocket(_) => SOCKETS,
             Self::UnknownOwnWorkload(_) => {
                 "check that the control plane is connected (underpass status), and that the pod's \
                  name, namespace and service account are the same there and in the pod list"
@@ -129,6 +134,7 @@ impl Failed {
             }
             Self::Certificate(_) => CERTIFICATE,
             Self::Tunnel(error) => tunnel_remedy(error),
+            Self::NoSocket(_) => SOCKETS,
             Self::Copy(_) => {
                 "one of the ends broke off: look at the applications' logs around that time"
             }
@@ -137,6 +143,9 @@ impl Failed {
         }
     }
 }
+
+const SOCKETS: &str = "find who holds so many (underpass connections), or raise the data plane's \
+                       limit of open files";
 
 const CERTIFICATE: &str = "see the identity's last error: underpass certificates";
 
@@ -147,6 +156,14 @@ fn tunnel_remedy(error: &hbone::Error) -> &'static str {
         }
         hbone::Error::ConnectTimeout(..) => {
             "allow TCP port 15008 between the pods in NetworkPolicies and firewalls"
+        }
+        hbone::Error::NoSocket(..) => SOCKETS,
+        hbone::Error::Revoked(..) => {
+            "the list of revoked certificates (trust.crl) names one of the two: renew that one"
+        }
+        hbone::Error::Untrusted(..) => {
+            "its certificate was accepted until the mesh's trust changed: see underpass \
+             certificates on both nodes"
         }
         hbone::Error::Tls(..) => {
             "the two ends don't accept each other's certificate: compare underpass certificates on \

@@ -10,6 +10,7 @@ pub struct Bounds {
     pub tunnels_evicted: Counter,
     pub original_source_lost: Counter,
     pub endpoint_retries: Counter,
+    pub verdicts_forgotten: Counter,
 }
 
 impl Bounds {
@@ -33,6 +34,11 @@ impl Bounds {
             "underpass_endpoint_retries",
             "Connections tried again on another endpoint (unstable)",
             self.endpoint_retries.clone(),
+        );
+        registry.register(
+            "underpass_verdicts_forgotten",
+            "Refusals and failures that newer ones pushed out of `underpass why` (unstable)",
+            self.verdicts_forgotten.clone(),
         );
     }
 }

@@ -111,8 +111,8 @@ impl Telemetry {
         });
         let subscriber = Registry::default().with(filter).with(lines);
         let telemetry = Arc::new(Self {
+            verdicts: Verdicts::counting(&metrics.bounds.verdicts_forgotten),
             metrics,
-            verdicts: Verdicts::default(),
             live: Mutex::default(),
             filter: handle,
             settings,

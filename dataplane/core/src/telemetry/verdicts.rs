@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 
 use crate::policy::now_ms;
 use crate::wire::control as pb;
@@ -40,6 +41,7 @@ pub struct Happened {
 #[derive(Default)]
 pub struct Verdicts {
     kept: Mutex<Kept>,
+    forgotten: Counter,
 }
 
 #[derive(Default)]
@@ -49,7 +51,6 @@ struct Kept {
     len: usize,
     /// Grows with each verdict: the order of their last times.
     turn: u64,
-    lost: u64,
 }
 
 #[derive(Default)]
@@ -66,6 +67,14 @@ struct Seen {
 }
 
 impl Verdicts {
+    /// In this counter: those that were pushed out.
+    pub fn counting(forgotten: &Counter) -> Self {
+        Self {
+            kept: Mutex::default(),
+            forgotten: forgotten.clone(),
+        }
+    }
+
     pub fn put(&self, pod: &Arc<str>, src: SocketAddr, mut happened: Happened) {
         if happened.cause.len() > LONGEST {
             let boundary = |at: &usize| happened.cause.is_char_boundary(*at);
@@ -82,6 +91,7 @@ impl Verdicts {
         }
         if kept.len > KEPT {
             kept.drop_one();
+            self.forgotten.inc();
         }
     }
 
@@ -95,7 +105,7 @@ impl Verdicts {
         entries.sort_by_key(|(_, _, seen)| std::cmp::Reverse(seen.turn));
         let told = entries.into_iter().take(limit);
         let told = told.map(|(uid, happened, seen)| happened.tell(uid, seen));
-        (told.collect(), kept.lost)
+        (told.collect(), self.forgotten.get())
     }
 }
 
@@ -108,7 +118,6 @@ impl Kept {
         });
         if oldest.is_some() {
             self.len -= 1;
-            self.lost += 1;
         }
         self.pods.retain(|_, of| !of.seen.is_empty());
     }
