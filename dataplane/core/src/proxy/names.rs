@@ -1,12 +1,12 @@
 //! Names of workloads that have no address (facts ztunnel 2.6), asked of the node's own nameservers.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use parking_lot::Mutex;
 use rand::seq::IndexedRandom;
 use tokio::time::timeout;
 
@@ -18,8 +18,8 @@ const CACHE: u64 = 4096;
 
 /// One for the node. Lives in the process's own namespace: what it asks is not a pod's traffic.
 pub struct Names {
-    /// Made when first needed: most nodes have no such workload.
-    inner: OnceLock<Result<TokioResolver, String>>,
+    /// Made when first needed: most nodes have no such workload. A failure is tried again.
+    inner: Mutex<Option<TokioResolver>>,
     /// None: those of the node's resolv.conf.
     nameservers: Vec<SocketAddr>,
     ipv6: bool,
@@ -35,7 +35,7 @@ pub struct NoAddress {
 impl Names {
     pub fn new(config: &Config) -> Self {
         Self {
-            inner: OnceLock::new(),
+            inner: Mutex::default(),
             nameservers: config.dns.nameservers.clone(),
             ipv6: config.ipv6,
         }
@@ -52,8 +52,7 @@ impl Names {
             hostname: hostname.to_owned(),
             cause,
         };
-        let inner = self.inner.get_or_init(|| self.build());
-        let inner = inner.as_ref().map_err(|cause| failed(cause.clone()))?;
+        let inner = self.inner().map_err(failed)?;
         // Names of workloads are whole: no search domain of this node completes them.
         let whole = format!("{}.", hostname.trim_end_matches('.'));
         let found = timeout(patience, inner.lookup_ip(whole)).await;
@@ -61,6 +60,15 @@ impl Names {
         let found = found.map_err(|error| failed(error.to_string()))?;
         let all: Vec<IpAddr> = found.iter().map(|ip| ip.to_canonical()).collect();
         pick(&all, prefer).ok_or_else(|| failed("no address in the answer".to_owned()))
+    }
+
+    /// The one whose cache all share.
+    fn inner(&self) -> Result<TokioResolver, String> {
+        let mut inner = self.inner.lock();
+        match &*inner {
+            Some(made) => Ok(made.clone()),
+            None => Ok(inner.insert(self.build()?).clone()),
+        }
     }
 
     fn build(&self) -> Result<TokioResolver, String> {
