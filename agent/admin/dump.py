@@ -61,10 +61,10 @@ def config_view(config: Config) -> dict[str, object]:
     workload = config.pods.workload
     return {
         "proxy": True,
-        "dnsProxy": False,
-        "dnsProxyAddr": None,
-        "clusterDomain": None,
-        "preferedServiceNamespace": None,
+        "dnsProxy": config.dns.capture,
+        "dnsProxyAddr": {"Localhost": [config.capture.ipv6, ports.dns]},
+        "clusterDomain": config.dns.cluster_domain,
+        "preferedServiceNamespace": config.dns.preferred_namespace or None,
         "crlPath": str(config.trust.crl) if config.trust.crl else None,
         "windowSize": wire.http2.stream_window,
         "connectionWindowSize": wire.http2.connection_window,
