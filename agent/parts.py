@@ -154,6 +154,7 @@ def identity_manager(config: Config, trust: TrustKeeper | None = None) -> Identi
         roots=trust,
         # Well within the overlap, with time for a second attempt.
         spread=min(ROTATION_SPREAD, config.trust.overlap.total_seconds() / 4),
+        aliases=config.trust.aliases,
     )
 
 

@@ -32,22 +32,21 @@ def trust_domain_of(identity: str) -> str:
     raise CaError(f"{identity}: not an identity of the form spiffe://domain/ns/…/sa/…")
 
 
-def check_identity(identity: str, trust_domain: str) -> None:
+def check_identity(identity: str, trust_domain: str, aliases: Sequence[str] = ()) -> None:
     """Raises CaError for an identity outside the mesh.
 
     A CA may sign any trust domain (facts istio-ambient 7.1), so it is checked here.
     """
     found = trust_domain_of(identity)
-    if found != trust_domain:
+    if found != trust_domain and found not in aliases:
         raise CaError(
             f"{identity}: its trust domain is {found}, this mesh's is {trust_domain}; "
             "correct the agent's trust domain or the workload's"
         )
 
 
-def check_answer(answer: Sequence[str], identity: str, trust_domain: str, now: datetime) -> Issued:
+def check_answer(answer: Sequence[str], identity: str, now: datetime) -> Issued:
     """Raises CaError unless the leaf is for this identity, valid now, and roots came along."""
-    check_identity(identity, trust_domain)
     if len(answer) < 2:
         raise CaError(
             f"{identity}: the CA delivered {len(answer)} certificates, a leaf and a root are "

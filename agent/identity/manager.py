@@ -62,7 +62,9 @@ class IdentityManager:
         rng: random.Random | None = None,
         roots: RootKeeper | None = None,
         spread: float = ROTATION_SPREAD,
+        aliases: Sequence[str] = (),
     ) -> None:
+        self._aliases = aliases
         self._trust_domain = trust_domain
         self._roots = roots
         self._spread = spread
@@ -207,11 +209,11 @@ class IdentityManager:
         self, target: CertificateTarget, identity: str
     ) -> control_pb2.CertificateStatus:
         """Raises CaError, or what the data plane raised."""
-        check_identity(identity, self._trust_domain)
+        check_identity(identity, self._trust_domain, self._aliases)
         csr = await target.new_csr(identity)
         answer = await self._ca.create(csr, identity)
         now = datetime.fromtimestamp(self._clock(), UTC)
-        issued = check_answer(answer, identity, self._trust_domain, now)
+        issued = check_answer(answer, identity, now)
         if self._roots is not None and await self._roots.answered(issued.roots):
             self._renew_others(identity)
         status = await target.install_certificate(identity, issued.chain, issued.roots)

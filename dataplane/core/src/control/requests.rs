@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pb::reply::Body;
 use pb::request::Body as Ask;
+use zeroize::Zeroize;
 
 use super::answer::Answer;
 use super::failure::{Code, Failure};
@@ -33,7 +34,7 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::ListPods(_) => list_pods(instance),
         Ask::Apply(apply) => self::apply(instance, apply).await,
         Ask::NewCsr(csr) => new_csr(instance, &csr),
-        Ask::InstallCertificate(install) => install_certificate(instance, &install),
+        Ask::InstallCertificate(install) => install_certificate(instance, install),
         Ask::FailCertificate(fail) => fail_certificate(instance, &fail),
         Ask::ListConnections(list) => streams::connections(instance, &list.pod_uid, &answer).await,
         Ask::GetMetrics(_) => streams::metrics(instance, &answer).await,
@@ -146,9 +147,14 @@ fn new_csr(instance: &Instance, ask: &pb::NewCsr) -> Result {
     Ok(Body::NewCsr(pb::NewCsrReply { csr }))
 }
 
-fn install_certificate(instance: &Instance, ask: &pb::InstallCertificate) -> Result {
+fn install_certificate(instance: &Instance, mut ask: pb::InstallCertificate) -> Result {
+    let key = Secret::take(&mut ask.private_key);
     let identity = identity(&ask.identity)?;
-    let installed = instance.certs.install(&identity, &ask.chain, &ask.roots);
+    let certs = &instance.certs;
+    let installed = match key.0.is_empty() {
+        true => certs.install(&identity, &ask.chain, &ask.roots),
+        false => certs.install_with_key(&identity, &ask.chain, &ask.roots, &key.0),
+    };
     let installed = installed.map_err(|error| Failure::certificate(&ask.identity, &error))?;
     tracing::info!(%identity, serial = installed.serial, "certificate installed");
     Ok(Body::Certificate(pb::InstallCertificateReply {
@@ -159,6 +165,23 @@ fn install_certificate(instance: &Instance, ask: &pb::InstallCertificate) -> Res
 fn fail_certificate(instance: &Instance, ask: &pb::FailCertificate) -> Result {
     instance.certs.fail(&identity(&ask.identity)?, &ask.text);
     DONE
+}
+
+/// The one key that may cross the socket: wiped as soon as it was used.
+struct Secret(bytes::BytesMut);
+
+impl Secret {
+    /// Nobody else holds the frame that it came in, so this is no copy.
+    fn take(from: &mut bytes::Bytes) -> Self {
+        let taken = std::mem::take(from).try_into_mut();
+        Self(taken.unwrap_or_else(|shared| shared[..].into()))
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 /// Policies first: a tunnel that is let in under an alias finds them knowing it.

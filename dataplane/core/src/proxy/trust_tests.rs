@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::testing::{Side, World, deny, eventually, exchange, soon};
+use super::testing::{Side, World, deny, eventually, exchange, record, soon};
 use crate::identity::Identity;
 use crate::state::fixture::Push;
 use crate::tls::Trust;
@@ -134,4 +134,35 @@ async fn a_policy_that_names_an_alias_closes_the_account_of_our_own_trust_domain
     soon(stream.read_u8()).await.expect("another trust domain");
     store.set_aliases(&["old.domain".into()]);
     ends(stream).await;
+}
+
+#[tokio::test]
+async fn a_foreign_trust_domain_is_refused_until_it_is_an_alias() {
+    let (mut world, ca, ..) = world();
+    world.db.echo("0.0.0.0:8080");
+    // The client's node knows its pod by another trust domain, and has a certificate for that.
+    let mut web = record("web");
+    web.trust_domain = "old.domain".into();
+    Push::addresses()
+        .workload(web)
+        .accepted_by(&world.web.shared.store);
+    let old = Identity::new("old.domain", "shop", "web-sa");
+    ca.install(&world.web.shared.certs, &old);
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(stream, b"x").await.unwrap_err();
+    world
+        .logged(&["inbound", "only trust domain cluster.local is let in"])
+        .await;
+
+    let trust = Trust::parse(&pb::SetTrust {
+        trust_domain_aliases: vec!["old.domain".into()],
+        ..Default::default()
+    });
+    soon(world.db.shared.certs.set_trust(trust.unwrap())).await;
+    let stream = world.web.dial("10.77.0.2:8080").await.unwrap();
+    let answer = exchange(stream, b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+    world
+        .logged(&["connection complete", "inbound", "spiffe://old.domain/"])
+        .await;
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use parking_lot::RwLock;
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
+use rustls::crypto::aws_lc_rs::sign::{any_ecdsa_type, any_supported_type};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::SigningKey;
 use tokio::sync::{Notify, mpsc};
@@ -190,6 +191,24 @@ impl CertStore {
             tracing::info!(%identity, cut, "roots changed");
         }
         Ok(status)
+    }
+
+    /// As `install`, with a key that the issuer made: PKCS#8, PEM or DER. The caller wipes it.
+    pub fn install_with_key(
+        &self,
+        identity: &Identity,
+        chain_pem: &[String],
+        roots_pem: &[String],
+        key: &[u8],
+    ) -> Result<CertStatus, CertError> {
+        let invalid = |text: String| CertError::Invalid(identity.clone(), text);
+        let key = signing_key(key).map_err(|text| invalid(format!("private key: {text}")))?;
+        self.entries
+            .write()
+            .entry(identity.clone())
+            .or_default()
+            .pending = Some(key);
+        self.install(identity, chain_pem, roots_pem)
     }
 
     /// Judges peers by this from now on; returns once live tunnels that it no longer covers have
@@ -391,4 +410,17 @@ pub(super) fn make_csr(identity: &Identity) -> Result<(String, Arc<dyn SigningKe
     )))
     .map_err(|err| err.to_string())?;
     Ok((csr?, key))
+}
+
+fn signing_key(pkcs8: &[u8]) -> Result<Arc<dyn SigningKey>, String> {
+    let signing = if pkcs8.starts_with(b"-----BEGIN") {
+        let mut der = PrivatePkcs8KeyDer::from_pem_slice(pkcs8).map_err(|err| err.to_string())?;
+        let borrowed = PrivatePkcs8KeyDer::from(der.secret_pkcs8_der());
+        let signing = any_supported_type(&PrivateKeyDer::from(borrowed));
+        der.zeroize();
+        signing
+    } else {
+        any_supported_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pkcs8)))
+    };
+    signing.map_err(|err| err.to_string())
 }

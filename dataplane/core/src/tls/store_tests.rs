@@ -322,3 +322,27 @@ fn dump_has_the_shape_istioctl_reads() {
     );
     assert_eq!(dump[2]["rootCerts"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_key_that_the_issuer_made_comes_with_its_certificate() {
+    let (store, _events) = CertStore::new();
+    let ca = Ca::new("root");
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&pair)
+        .unwrap();
+    let leaf = ca.sign(&csr.pem().unwrap(), &Bend::plain(&web()));
+    let roots = [ca.root_pem()];
+    for key in [pair.serialize_der(), pair.serialize_pem().into_bytes()] {
+        store
+            .install_with_key(&web(), std::slice::from_ref(&leaf), &roots, &key)
+            .unwrap();
+        assert!(store.get(&web(), SHORT).await.is_ok());
+    }
+    let other = rcgen::KeyPair::generate().unwrap().serialize_der();
+    let refused = store.install_with_key(&web(), std::slice::from_ref(&leaf), &roots, &other);
+    assert!(refused.is_err(), "not the key of this leaf");
+    let refused = store.install_with_key(&web(), &[leaf], &roots, b"nonsense");
+    let text = refused.expect_err("no key").to_string();
+    assert!(text.contains("private key: "), "{text}");
+}
