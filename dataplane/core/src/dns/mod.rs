@@ -6,6 +6,8 @@
 
 mod answer;
 mod cache;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod lookup;
 mod names;
 mod relay;

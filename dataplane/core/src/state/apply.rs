@@ -72,9 +72,8 @@ impl Writer {
         }
         for name in &delta.removed {
             self.addresses.rejected.remove(name);
-            // A name of two parts may be a uid all the same: uids come first.
-            let removed = snapshot.remove_workload(name)
-                || (name.matches('/').count() == 1 && snapshot.remove_service(name));
+            // A service's name may be a uid all the same: uids come first (facts ztunnel 7.5).
+            let removed = snapshot.remove_workload(name) || snapshot.remove_service(name);
             applied.removed += u32::from(removed);
         }
         for raw in delta.resources {

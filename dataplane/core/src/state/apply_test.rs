@@ -131,6 +131,17 @@ fn removal_tries_the_uid_first_and_then_the_service() {
 }
 
 #[test]
+fn a_service_is_removed_by_whatever_name_it_was_taken_under() {
+    let store = store();
+    let mut web = service("shop", "web", "10.1.0.1");
+    web.hostname = "web/example".into();
+    let name = key(&web);
+    Push::addresses().service(web).accepted_by(&store);
+    assert_eq!(Push::addresses().removed(&name).to(&store).removed, 1);
+    assert!(store.snapshot().service(&name).is_none());
+}
+
+#[test]
 fn removals_come_before_additions_of_one_push() {
     let store = store();
     let web = pod("shop", "web", "10.0.0.1");
