@@ -182,11 +182,15 @@ impl CertStore {
         entry.error.clear();
         entry.answer();
         let status = entry.status(identity);
+        let renewed = old.is_some();
         let same_roots = old.is_none_or(|old| entry.has_roots(&old.roots));
         drop(entries);
-        if !same_roots {
-            // What either end proved by the old ones is proved anew: who comes next meets no cut.
+        if renewed {
+            // Who comes next is on a tunnel that the new certificate proved, and so outlives
+            // whatever ends with the old one: its lifetime, its issuer, a root.
             self.trust.retire(identity);
+        }
+        if !same_roots {
             let cut = self.recheck(|owner| owner == identity);
             tracing::info!(%identity, cut, "roots changed");
         }

@@ -335,12 +335,13 @@ async fn a_certificate_with_other_roots_ends_tunnels_of_the_old_ones_at_once() {
 }
 
 #[tokio::test]
-async fn a_renewal_by_the_same_root_cuts_nothing() {
+async fn a_renewal_by_the_same_root_drains_and_cuts_nothing() {
     let ca = Ca::new("root");
     let web = End::new(&ca, id("web"));
     let db = End::new(&ca, id("db"));
     let (_near, peer) = tunnel(&web, &db).await;
     ca.install(&db.store, &id("db"));
+    assert_eq!(change(&peer).await, Change::Drain);
     assert!(peer.tracked.proof().distrust().is_none());
     assert_eq!(db.trust(pb::SetTrust::default()).await, 0);
 }
