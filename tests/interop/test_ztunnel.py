@@ -51,6 +51,7 @@ async def shop(mesh: Mesh) -> Shop:
         await serve_echo(mesh, pod)
     await mesh.start_control_plane()
     await mesh.start_agent(mesh.world.nodes[1])
+    await mesh.settled(mesh.world.nodes[1])
     return made
 
 

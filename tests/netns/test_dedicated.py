@@ -28,6 +28,7 @@ async def shop(mesh: Mesh) -> Shop:
     await serve_echo(mesh, made.db)
     await mesh.start_control_plane()
     await mesh.start_agent(mesh.world.nodes[1])
+    await mesh.settled(mesh.world.nodes[1])
     return made
 
 
@@ -55,6 +56,12 @@ async def machine(mesh: Mesh, shop: Shop) -> Pod:
         return bool(row["state"] == "served" and row["identity"] == spiffe(made))
 
     await mesh.until("the machine to be served", served, node.name)
+
+    async def known() -> bool:
+        rows = await mesh.admin(mesh.world.nodes[1], "workloads")
+        return any(row["name"] == made.name for row in rows)
+
+    await mesh.until("the other node to know of it", known, mesh.world.nodes[1].name)
     # Its traffic is redirected by somebody else, who knows the proxy by its mark.
     await place.redirect(made)
     await place.close()

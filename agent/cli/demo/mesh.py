@@ -205,9 +205,9 @@ class Mesh:
             answer.raise_for_status()
             return json.loads(await answer.read() or b"null")
 
-    async def settled(self) -> None:
-        """Every pod of the mesh is captured and verified, and has its own record."""
-        for node in self.world.nodes:
+    async def settled(self, *nodes: Node) -> None:
+        """Every pod of the nodes, all when none is named, is captured, verified and on record."""
+        for node in nodes or self.world.nodes:
             wanted = {p.uid for p in self.pods if p.ambient and p.sandbox.node is node}
 
             async def ready(node: Node = node, wanted: set[str] = wanted) -> bool:
