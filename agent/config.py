@@ -209,7 +209,7 @@ def _assemble(reader: _Reader) -> Config | None:
     ports = _ports(reader)
     if reader["pods"] is None and not reader.given("pods"):
         reader.wrong("pods", f"is needed; {choice.WAYS}")
-    mode = _capture_mode(reader)
+    mode, own = _capture_mode(reader), _own_workload(reader)
     if reader.mistakes:
         return None
     return Config(
@@ -232,6 +232,7 @@ def _assemble(reader: _Reader) -> Config | None:
             ready=reader["ready.address"],
             admin=reader["admin.address"],
             allow_changes=reader["admin.allow-changes"],
+            hbone=own,
         ),
         log=Log(**reader.all_of("log", Log)),
         telemetry=Telemetry(**reader.all_of("telemetry", Telemetry)),
@@ -256,6 +257,21 @@ def _capture_mode(reader: _Reader) -> str:
     if pods.kind == "zds" and mode == "nftables":
         reader.wrong("capture", "the ZDS server redirects its pods' traffic itself; write external")
     return "external" if mode == "auto" and pods.redirected_elsewhere else str(mode)
+
+
+def _own_workload(reader: _Reader) -> choice.OwnWorkload | None:
+    """As which metrics are served over HBONE."""
+    if not reader["stats.hbone"]:
+        return None
+    if reader["pods"] is not None and reader["pods"].kind == "self":
+        reader.wrong("stats.hbone", "with self: the workload has the agent's namespace already")
+    if not reader["pod.service-account"]:
+        reader.wrong("stats.hbone", "needs pod.service-account, for the certificate")
+    if reader["stats.address"] is None or not reader["stats.address"].port:
+        reader.wrong("stats.hbone", "needs a port in stats.address")
+    return choice.OwnWorkload(
+        reader["pod.namespace"], reader["pod.name"], reader["pod.service-account"]
+    )
 
 
 def _ports(reader: _Reader) -> Ports:

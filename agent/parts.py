@@ -72,6 +72,16 @@ def dns_rules(config: Config) -> DnsRules:
 
 
 def pod_source(config: Config) -> PodSource:
+    named = _named_pods(config)
+    own, stats = config.servers.hbone, config.servers.stats
+    if own is None or stats is None:
+        return named
+    from agent.pods.own import WithOwn
+
+    return WithOwn(named, own, (stats.port,))
+
+
+def _named_pods(config: Config) -> PodSource:
     chosen = config.pods
     match chosen.kind:
         case "zds":

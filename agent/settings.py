@@ -472,6 +472,13 @@ SETTINGS: tuple[Setting, ...] = (
         "That address also changes log levels and ends the agent, for every local process",
     ),
     Setting("stats.address", listen, Listen("", 15020), "Metrics: host:port, :port, or off"),
+    # facts ztunnel 11.6
+    Setting(
+        "stats.hbone",
+        switch,
+        False,
+        "Metrics over HBONE too: as the agent's own pod (pod.*), on its port for HBONE",
+    ),
     Setting("ready.address", listen, Listen("", 15021), "Readiness: host:port, :port, or off"),
     Setting("log.format", one_of("text", "json"), "text", "Log format of both processes"),
     Setting("log.filter", words, "info", "Log filter, for example info,underpass=debug"),

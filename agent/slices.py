@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent.namespaces import NamespaceTable
-from agent.pods.choice import PodSourceChoice
+from agent.pods.choice import OwnWorkload, PodSourceChoice
 from agent.settings import Listen
 
 
@@ -213,6 +213,8 @@ class Servers:
     admin: Listen | None = None
     # Of `admin`: not only reads.
     allow_changes: bool = False
+    # `stats` over HBONE too, as this workload.
+    hbone: OwnWorkload | None = None
 
 
 @dataclass(frozen=True)

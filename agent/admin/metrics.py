@@ -127,7 +127,7 @@ class AgentMetrics:
         yield _gauge(
             "workload_manager_pending_proxy_count",
             "Pods that aren't served yet",
-            value=summary.total - summary.captured,
+            value=summary.total - summary.captured - summary.served,
         )
         yield _counter(
             "underpass_agent_redirection_repairs",

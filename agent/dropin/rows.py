@@ -32,7 +32,11 @@ ROWS: tuple[Row, ...] = (
     Row("TRUST_DOMAIN", "trust-domain"),
     Row("POD_NAME", "pod.name"),
     Row("POD_NAMESPACE", "pod.namespace"),
-    Row("SERVICE_ACCOUNT", "pod.service-account"),
+    Row(
+        "SERVICE_ACCOUNT",
+        "pod.service-account",
+        note="with POD_NAME and POD_NAMESPACE: metrics over HBONE too (`stats.hbone`)",
+    ),
     Row("INSTANCE_IP", "pod.address"),
     Row("ISTIO_META_*", "xds.metadata", together=True, note="the prefix goes"),
     Row("ISTIO_META_ISTIO_VERSION", "telemetry.istio-version", together=True),

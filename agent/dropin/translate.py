@@ -29,6 +29,7 @@ MARKERS = (
     "LOCAL_XDS_PATH",
     "LOCAL_XDS",
 )
+_OWN_POD = ("POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT")
 _META, _META_JSON = "ISTIO_META_", "ISTIO_METAJSON_"
 # Settings that exist in this release, for names whose feature doesn't yet.
 Known = Callable[[str], bool]
@@ -133,6 +134,9 @@ class _Translation:
         if mode == "shared":
             path = self._environ.get("INPOD_UDS")
             self._give("pods", "INPOD_UDS", f"zds:{path}" if path else "zds")
+            # facts ztunnel 11.6
+            if all(self._environ.get(name) for name in _OWN_POD):
+                self._give("stats.hbone", ", ".join(_OWN_POD), True)
         elif mode == "dedicated":
             self._give("pods", "PROXY_WORKLOAD_INFO", self._workload())
         else:

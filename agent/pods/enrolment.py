@@ -85,7 +85,8 @@ class Enrolment:
             return Step.VERIFY if now >= self.verify_at else Step.REST
         # Not before the proxy can serve it.
         ready = node.generation and node.synced
-        return Step.CAPTURE if node.capturing and ready else Step.REST
+        capturing = node.capturing and not self.pod.only_ports
+        return Step.CAPTURE if capturing and ready else Step.REST
 
     def _leaving(self, node: Node) -> Step:
         if self.captured:

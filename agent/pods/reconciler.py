@@ -424,7 +424,8 @@ class Reconciler:
             return True
         if enrolment.wanted is None:
             return True
-        return not self._steps.capturing and enrolment.added_to != 0
+        capturing = self._steps.capturing and not enrolment.pod.only_ports
+        return not capturing and enrolment.added_to != 0
 
 
 def view(enrolment: Enrolment, node: Node) -> PodView:
@@ -455,6 +456,8 @@ def state(enrolment: Enrolment, node: Node) -> str:
         return "waiting for data plane"
     if enrolment.added_to != node.generation:
         return "adding"
+    if enrolment.pod.only_ports:
+        return "served"
     if not node.capturing:
         return "served" if node.external else "not captured"
     if not enrolment.captured and not node.synced:

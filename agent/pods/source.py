@@ -26,6 +26,8 @@ class Pod:
     dns_capture: bool = True
     # Where its own resolv.conf may be.
     resolv_conf: Path | None = None
+    # Of the agent's own: what alone is reached there, over HBONE; nothing is redirected.
+    only_ports: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:

@@ -119,13 +119,14 @@ class Steps:
     async def add(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
         """Rules of an earlier life are brought up to date before the data plane listens: they
         may exempt only a data plane that is no more, and would lead this one back to itself."""
-        if self._redirect is not None and enrolment.stale:
-            await self._refresh(self._redirect, enrolment)
         pod = enrolment.pod
+        if self._redirect is not None and enrolment.stale and not pod.only_ports:
+            await self._refresh(self._redirect, enrolment)
         try:
             await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
         except InUse:
-            if not await self._freed(enrolment):
+            # In the agent's own namespace connections of others have such ports, too.
+            if pod.only_ports or not await self._freed(enrolment):
                 raise
             await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
         log.info("pod added", extra=_fields(enrolment))
@@ -266,6 +267,9 @@ class Steps:
         return self._redirect
 
     def _settings(self, pod: Pod) -> control_pb2.PodSettings:
+        if pod.only_ports:
+            none = control_pb2.PodSettings.NONE
+            return control_pb2.PodSettings(capture=none, only_ports=pod.only_ports)
         kind = control_pb2.PodSettings.NFTABLES
         if self._redirect is None:
             external = control_pb2.PodSettings.EXTERNAL

@@ -380,7 +380,7 @@ class Pod(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., service_account: _Optional[str] = ...) -> None: ...
 
 class PodSettings(_message.Message):
-    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required")
+    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required", "only_ports")
     class Capture(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NFTABLES: _ClassVar[PodSettings.Capture]
@@ -398,6 +398,7 @@ class PodSettings(_message.Message):
     RESOLV_CONF_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_ONLY_FIELD_NUMBER: _ClassVar[int]
     WAYPOINT_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    ONLY_PORTS_FIELD_NUMBER: _ClassVar[int]
     capture: PodSettings.Capture
     addresses: _containers.RepeatedScalarFieldContainer[str]
     dns: bool
@@ -407,7 +408,8 @@ class PodSettings(_message.Message):
     resolv_conf: ResolvConf
     registry_only: Enforcement
     waypoint_required: Enforcement
-    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ...) -> None: ...
+    only_ports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ..., only_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ResolvConf(_message.Message):
     __slots__ = ("nameservers", "search", "ndots")

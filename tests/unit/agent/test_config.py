@@ -352,6 +352,20 @@ def test_no_environment_does_worse_than_mistakes(environ: dict[str, str]) -> Non
         config.load({}, environ | {"PATH": os.defpath}, None)
 
 
+def test_metrics_over_hbone_need_a_workload_to_be() -> None:
+    loaded = load(stats_hbone="true", pod_name="agent", pod_service_account="agent-sa")
+    assert loaded.servers.hbone == OwnWorkload("istio-system", "agent", "agent-sa")
+    assert load(pod_service_account="agent-sa").servers.hbone is None
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "needs pod.service-account"),
+        ({"pod_service_account": "a", "stats_address": "off"}, "needs a port"),
+        ({"pod_service_account": "a", "pods": "self:ns/name/account"}, "with self:"),
+    )
+    for options, words in cases:
+        (mistake,) = mistakes(stats_hbone="true", **options)
+        assert words in mistake
+
+
 def test_log_and_telemetry_reach_the_data_plane(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(

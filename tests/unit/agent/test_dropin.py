@@ -68,6 +68,7 @@ def test_the_charts_environment_is_enough_to_start(folder: Path) -> None:
     assert (loaded.node.name, loaded.node.cluster_id) == ("worker-1", "Kubernetes-7")
     assert (loaded.node.pod_name, loaded.node.address) == ("ztunnel-abcde", "10.0.0.7")
     assert loaded.node.service_account == "ztunnel"
+    assert str(loaded.servers.hbone) == "istio-system/ztunnel-abcde/ztunnel"
     assert loaded.dataplane.drain_deadline == timedelta(seconds=25)
     assert loaded.servers.admin == Listen("localhost", 15000)
     assert loaded.warnings == ()

@@ -501,6 +501,20 @@ async def test_without_capture_the_data_plane_only_listens(tmp_path: Path) -> No
     await world.reconciler.close()
 
 
+async def test_agents_own_namespace_is_served_and_never_redirected(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.netns("own")
+    world.tell(PodAdded(replace(world.pod("own"), only_ports=(15020,))))
+    world.add("a")
+    world.tell(PodsSynced())
+    await world.until(own="served", a="captured")
+    await eventually(lambda: world.reconciler.settled)
+    assert world.target.settings["uid-own"] == control_pb2.PodSettings(
+        capture=control_pb2.PodSettings.NONE, only_ports=[15020]
+    )
+    assert set(world.redirect.installed) == {"uid-a"}
+
+
 def test_leaving_goes_rules_then_data_plane_then_namespace() -> None:
     pod = Pod("u", "n", "ns", "sa", NetnsPath(Path("/x")))
     leaving = Enrolment(pod, None, netns_fd=5, netns=NetnsId(1, 1), added_to=3, captured=True)

@@ -76,6 +76,7 @@ impl World {
             name: "web".into(),
             namespace: "ns1".into(),
             service_account: "web-sa".into(),
+            only_ports: Vec::new(),
         };
         let proxy = PodProxy::new(shared.clone(), info, netns.clone());
         let sockets = DnsSockets::bind(&netns, &shared.config).expect("free ports");

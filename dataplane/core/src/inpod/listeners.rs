@@ -10,15 +10,21 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
 use super::{Netns, sockopt};
-use crate::config::{Config, OriginalSource, Ports};
+use crate::config::{Config, OriginalSource};
 
 /// The TCP listeners of a pod, bound and not yet accepting. Wildcard (SOCKS5: loopback alone), dual-stack, transparent,
 /// never SO_REUSEPORT (a root process in the pod could join the group), backlog 4096.
 #[derive(Debug)]
 pub struct Listeners {
+    pub inbound_hbone: TcpListener,
+    /// Where traffic is redirected.
+    pub redirected: Option<Redirected>,
+}
+
+#[derive(Debug)]
+pub struct Redirected {
     pub outbound: TcpListener,
     pub inbound_plaintext: TcpListener,
-    pub inbound_hbone: TcpListener,
     /// Where the configuration wants it (facts ztunnel 4.2).
     pub socks5: Option<TcpListener>,
 }
@@ -51,26 +57,36 @@ impl Listeners {
     /// All or none. Needs a tokio context.
     pub fn bind(netns: &Netns, config: &Config) -> Result<Self, ListenError> {
         let listen = |port| listen(netns, config, port);
-        let Ports {
-            outbound,
-            inbound_plaintext,
-            inbound_hbone,
-            ..
-        } = config.ports;
-        Ok(Self {
-            outbound: listen(outbound)?,
-            inbound_plaintext: listen(inbound_plaintext)?,
-            inbound_hbone: listen(inbound_hbone)?,
-            socks5: match config.ports.socks5 {
+        let ports = &config.ports;
+        let redirected = Redirected {
+            outbound: listen(ports.outbound)?,
+            inbound_plaintext: listen(ports.inbound_plaintext)?,
+            socks5: match ports.socks5 {
                 Some(port) => Some(listen_on_loopback(netns, config, port)?),
                 None => None,
             },
+        };
+        Ok(Self {
+            redirected: Some(redirected),
+            ..Self::bind_hbone(netns, config)?
         })
     }
 
-    /// Takes listeners over from another process, whose descriptors these are duplicates of. Needs
-    /// a tokio context.
-    pub fn adopt(fds: Vec<(u16, OwnedFd)>, config: &Config) -> Result<Self, ListenError> {
+    /// HBONE alone, where nothing is redirected. Needs a tokio context.
+    pub fn bind_hbone(netns: &Netns, config: &Config) -> Result<Self, ListenError> {
+        Ok(Self {
+            inbound_hbone: listen(netns, config, config.ports.inbound_hbone)?,
+            redirected: None,
+        })
+    }
+
+    /// Takes listeners over from another process, whose descriptors these are duplicates of: all of
+    /// them, or where nothing is redirected HBONE's. Needs a tokio context.
+    pub fn adopt(
+        fds: Vec<(u16, OwnedFd)>,
+        config: &Config,
+        redirected: bool,
+    ) -> Result<Self, ListenError> {
         let ports = &config.ports;
         let mut sockets = Vec::with_capacity(fds.len());
         for (port, fd) in fds {
@@ -86,26 +102,36 @@ impl Listeners {
             register(port, sockets.swap_remove(at).1)
         };
         Ok(Self {
-            outbound: take(ports.outbound)?,
-            inbound_plaintext: take(ports.inbound_plaintext)?,
             inbound_hbone: take(ports.inbound_hbone)?,
-            socks5: ports.socks5.map(take).transpose()?,
+            redirected: match redirected {
+                true => Some(Redirected {
+                    outbound: take(ports.outbound)?,
+                    inbound_plaintext: take(ports.inbound_plaintext)?,
+                    socks5: ports.socks5.map(take).transpose()?,
+                }),
+                false => None,
+            },
         })
     }
 
     /// For a later hand-over.
     pub fn duplicate(&self) -> io::Result<ListeningFds> {
-        let wildcard = [&self.outbound, &self.inbound_plaintext, &self.inbound_hbone];
         let duplicate = |listener: &TcpListener| {
             let port = listener.local_addr()?.port();
             Ok((port, listener.as_fd().try_clone_to_owned()?))
         };
-        let fds: io::Result<_> = wildcard
+        let redirected = self.redirected.iter().flat_map(Redirected::all);
+        let all = std::iter::once(&self.inbound_hbone).chain(redirected);
+        let fds: io::Result<_> = all.map(duplicate).collect();
+        Ok(ListeningFds(fds?))
+    }
+}
+
+impl Redirected {
+    fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        [&self.outbound, &self.inbound_plaintext]
             .into_iter()
             .chain(&self.socks5)
-            .map(duplicate)
-            .collect();
-        Ok(ListeningFds(fds?))
     }
 }
 

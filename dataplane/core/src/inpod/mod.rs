@@ -16,7 +16,7 @@ mod tests;
 pub use connect::is_source_lost;
 pub use descriptors::{Descriptors, Held, NoneFree, Share};
 pub use dns_sockets::DnsSockets;
-pub use listeners::{ListenError, Listeners, ListeningFds};
+pub use listeners::{ListenError, Listeners, ListeningFds, Redirected};
 pub use netns::{Netns, NotANetns};
 pub use original_dst::original_dst;
 pub use sockopt::MissingAbility;
@@ -28,6 +28,16 @@ pub struct PodInfo {
     pub name: String,
     pub namespace: String,
     pub service_account: String,
+    /// Of the agent's own workload: what alone may be reached, over HBONE alone (facts ztunnel
+    /// 11.6). Empty for all others.
+    pub only_ports: Vec<u16>,
+}
+
+impl PodInfo {
+    /// The agent's own workload: nothing is redirected there, and no client's address is shown.
+    pub fn is_own(&self) -> bool {
+        !self.only_ports.is_empty()
+    }
 }
 
 impl std::fmt::Display for PodInfo {

@@ -64,9 +64,10 @@ async fn listens_on_three_ports_for_both_families() {
     let ns = test.open();
     let config = config();
     let listeners = Listeners::bind(&ns, &config).expect("free ports");
+    let redirected = listeners.redirected.as_ref().expect("a pod's");
     for (listener, port) in [
-        (&listeners.outbound, 15001),
-        (&listeners.inbound_plaintext, 15006),
+        (&redirected.outbound, 15001),
+        (&redirected.inbound_plaintext, 15006),
         (&listeners.inbound_hbone, 15008),
     ] {
         assert_eq!(listener.local_addr().unwrap().port(), port);
@@ -84,6 +85,22 @@ async fn listens_on_three_ports_for_both_families() {
             let expected: IpAddr = client.trim_matches(['[', ']']).parse().unwrap();
             assert_eq!(peer.ip().to_canonical(), expected);
         }
+    }
+}
+
+#[tokio::test]
+async fn the_agents_own_workload_listens_for_hbone_alone() {
+    let test = TestNetns::new();
+    let (ns, config) = (test.open(), config());
+    let listeners = Listeners::bind_hbone(&ns, &config).expect("a free port");
+    let adopted = Listeners::adopt(listeners.duplicate().unwrap().0, &config, false);
+    drop(listeners);
+    let adopted = adopted.expect("it listens");
+    dial(&ns, "10.99.0.1:15008").expect("HBONE");
+    adopted.inbound_hbone.accept().await.expect("dialled");
+    for port in [15001, 15006] {
+        let refused = dial(&ns, &format!("10.99.0.1:{port}")).expect_err("nobody listens");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
 }
 
@@ -110,7 +127,7 @@ async fn keepalive_and_user_timeout_are_as_configured_on_accepted_and_on_own_soc
         };
         for (listeners, retries) in [(None, 4), (Some(settings), 5)] {
             let adopted = listeners.map(|config| {
-                Listeners::adopt(bound.duplicate().unwrap().0, &config).expect("they listen")
+                Listeners::adopt(bound.duplicate().unwrap().0, &config, true).expect("they listen")
             });
             let listener = &adopted.as_ref().unwrap_or(&bound).inbound_hbone;
             let dst = "10.99.0.1:15008".parse().unwrap();
@@ -139,7 +156,8 @@ async fn without_ipv6_it_listens_on_ipv4() {
     let mut config = config();
     config.ipv6 = false;
     let listeners = Listeners::bind(&ns, &config).expect("free ports");
-    assert!(listeners.outbound.local_addr().unwrap().is_ipv4());
+    let redirected = listeners.redirected.expect("a pod's");
+    assert!(redirected.outbound.local_addr().unwrap().is_ipv4());
     dial(&ns, "10.99.0.1:15001").expect("somebody listens");
 }
 
@@ -189,8 +207,9 @@ async fn adopted_listeners_accept_what_was_queued_before() {
     let _queued = dial(&ns, "10.99.0.1:15006").expect("queued");
     let fds = old.duplicate().unwrap();
     drop(old);
-    let adopted = Listeners::adopt(fds.0, &config).expect("they listen");
-    adopted.inbound_plaintext.accept().await.expect("queued");
+    let adopted = Listeners::adopt(fds.0, &config, true).expect("they listen");
+    let redirected = adopted.redirected.as_ref().expect("a pod's");
+    redirected.inbound_plaintext.accept().await.expect("queued");
 }
 
 #[tokio::test]
@@ -202,17 +221,17 @@ async fn adopts_only_listening_tcp_sockets_of_the_right_ports() {
         let mut fds = bound.duplicate().unwrap().0;
         fds.retain(|(p, _)| *p != port);
         fds.push((port, fd));
-        let error = Listeners::adopt(fds, &config).expect_err("foreign");
+        let error = Listeners::adopt(fds, &config, true).expect_err("foreign");
         error.to_string()
     };
     let file = std::fs::File::open("/proc/version").unwrap().into();
     assert!(refused(15001, file).contains("is no TCP socket"));
     let idle = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     assert!(refused(15001, idle.into()).contains("doesn't listen"));
-    let hbone = bound.duplicate().unwrap().0.remove(2).1;
+    let hbone = bound.duplicate().unwrap().0.remove(0).1;
     assert!(refused(15001, hbone).contains("listens on [::]:15008"));
-    let error = Listeners::adopt(Vec::new(), &config).expect_err("none");
-    assert!(error.to_string().contains("15001 is missing"));
+    let error = Listeners::adopt(Vec::new(), &config, true).expect_err("none");
+    assert!(error.to_string().contains("15008 is missing"));
 }
 
 #[tokio::test]
@@ -286,9 +305,10 @@ async fn the_original_destination_is_what_the_client_dialled() {
     );
     let ns = test.open();
     let listeners = Listeners::bind(&ns, &config()).expect("free ports");
+    let redirected = listeners.redirected.expect("a pod's");
     for dialled in ["10.99.0.2:7777", "[fd99::1]:7777"] {
         let _client = dial(&ns, dialled).expect("redirected");
-        let (stream, _) = listeners.outbound.accept().await.unwrap();
+        let (stream, _) = redirected.outbound.accept().await.unwrap();
         assert_eq!(original_dst(&stream).unwrap(), dialled.parse().unwrap());
     }
 }
@@ -304,9 +324,10 @@ async fn a_connection_made_to_the_listener_has_no_original_destination() {
     );
     for ns in [plain.open(), tracked.open()] {
         let listeners = Listeners::bind(&ns, &config()).expect("free ports");
+        let redirected = listeners.redirected.expect("a pod's");
         for dialled in ["10.99.0.1:15001", "[fd99::1]:15001"] {
             let _client = dial(&ns, dialled).expect("listens");
-            let (stream, _) = listeners.outbound.accept().await.unwrap();
+            let (stream, _) = redirected.outbound.accept().await.unwrap();
             let error = original_dst(&stream).unwrap_err();
             assert!(error.to_string().contains(dialled), "{error}");
         }

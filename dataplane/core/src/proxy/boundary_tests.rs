@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::testing::{World, eventually, exchange, record, soon};
+use super::testing::{Settings, World, eventually, exchange, record, soon};
 use crate::state::fixture::{Push, gateway_at, service};
 use crate::wire::workload as wds;
 
@@ -121,4 +121,31 @@ async fn a_waypoint_is_told_which_service_was_called() {
     let tlv = [&[0xd0, 0, identity.len() as u8], &identity[..]].concat();
     assert!(got.windows(tlv.len()).any(|w| w == tlv), "{got:?}");
     assert!(got.ends_with(b"hello"));
+}
+
+#[tokio::test]
+async fn the_agents_own_workload_serves_its_port_alone_and_from_its_own_address() {
+    let mut world = World::with(&Settings {
+        db_only_ports: vec![15020],
+        ..Default::default()
+    });
+    let peers = world.db.echo("[::]:15020");
+    let _others = world.db.echo("[::]:8080");
+    for (dst, own) in [
+        ("10.77.0.2:15020", "10.77.0.2"),
+        ("[fd77::2]:15020", "fd77::2"),
+    ] {
+        let stream = world.web.dial(dst).await.unwrap();
+        assert_eq!(exchange(stream, b"metrics").await.unwrap(), b"metrics");
+        let seen = peers.lock().unwrap().pop().expect("it was asked");
+        assert_eq!(
+            seen.ip().to_canonical(),
+            own.parse::<std::net::IpAddr>().unwrap()
+        );
+    }
+    let other = world.web.dial("10.77.0.2:8080").await.unwrap();
+    exchange(other, b"other").await.expect_err("reset");
+    world
+        .logged(&["port 8080 of the agent's own workload isn't served"])
+        .await;
 }

@@ -69,6 +69,8 @@ pub enum Early {
     BadAuthority(String),
     #[error(transparent)]
     Destination(#[from] InboundRefusal),
+    #[error("port {0} of the agent's own workload isn't served: it serves its metrics alone")]
+    NotServed(u16),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -94,7 +96,7 @@ impl Early {
             Self::TunnelExpired => "tunnel_expired",
             Self::NotConnect(_) => "not_connect",
             Self::BadAuthority(_) => "bad_authority",
-            Self::Destination(_) => "bad_destination",
+            Self::Destination(_) | Self::NotServed(_) => "bad_destination",
             Self::Io(_) => "io",
         }
     }

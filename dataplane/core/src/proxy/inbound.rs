@@ -168,9 +168,16 @@ async fn check(pod: &Pod, ends: &Ends, request: Request) -> Result<(Open, Target
     let forwarded = Forwarded::parse(&headers);
     let host = forwarded.host.as_deref();
     let inbound = pod.arrival(&own, ends.local, &authority, host).await?;
+    let own_pod = pod.info.is_own();
+    if own_pod && !pod.info.only_ports.contains(&inbound.connect.port()) {
+        return Err(Early::NotServed(inbound.connect.port()));
+    }
     let snapshot = pod.shared.store.snapshot();
     let called = called(&snapshot, &config.network, &authority, &inbound);
-    let target = Target::new(ends, &inbound, called.as_deref());
+    let mut target = Target::new(ends, &inbound, called.as_deref());
+    if own_pod {
+        target.source = None;
+    }
     let identity = Some(ends.identity.clone());
     let source = Peer::source(
         &snapshot,

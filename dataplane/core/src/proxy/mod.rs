@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::{Config, LiveLimits};
 use crate::dns::{self, Cache, Resolv, Resolver};
 use crate::hbone::{Dial, Http2, Pool};
-use crate::inpod::{Descriptors, DnsSockets, Listeners, Netns, PodInfo};
+use crate::inpod::{Descriptors, DnsSockets, Listeners, Netns, PodInfo, Redirected};
 use crate::state::Store;
 use crate::telemetry::{Flush, Telemetry};
 use crate::tls::CertStore;
@@ -154,10 +154,8 @@ impl PodProxy {
     /// Accepts on these from now on, and watches policies and workloads for live connections.
     pub fn serve(self: &Arc<Self>, listeners: Listeners) {
         let Listeners {
-            outbound,
-            inbound_plaintext,
             inbound_hbone,
-            socks5,
+            redirected,
         } = listeners;
         let (pod, traffic) = (&self.pod, &self.traffic);
         if !self.served.swap(true, Relaxed) {
@@ -167,15 +165,34 @@ impl PodProxy {
             let changes = pod.shared.store.subscribe();
             self.service.spawn(recheck::watch(pod.clone(), changes));
         }
+        if let Some(redirected) = redirected {
+            self.serve_redirected(redirected);
+        }
+        let incoming = pod.shared.telemetry.metrics.destination_sockets.clone();
+        let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
+        self.listen(inbound_hbone, move |stream, peer| {
+            let (pod, tasks) = (p.clone(), t.clone());
+            let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
+            t.spawn_counted(&incoming, sized::<4096, _>(tunnel));
+        });
+    }
+
+    fn serve_redirected(&self, listeners: Redirected) {
+        let Redirected {
+            outbound,
+            inbound_plaintext,
+            socks5,
+        } = listeners;
+        let (pod, traffic) = (&self.pod, &self.traffic);
         let metrics = &pod.shared.telemetry.metrics;
         let outgoing = metrics.source_sockets.clone();
-        let incoming = metrics.destination_sockets.clone();
         let (p, t) = (pod.clone(), traffic.clone());
         self.listen(outbound, move |stream, peer| {
             let handle = outbound::handle(p.clone(), stream, peer);
             t.spawn_counted(&outgoing, sized::<1300, _>(handle));
         });
-        let (p, t, open) = (pod.clone(), traffic.clone(), incoming.clone());
+        let open = metrics.destination_sockets.clone();
+        let (p, t) = (pod.clone(), traffic.clone());
         self.listen(inbound_plaintext, move |stream, peer| {
             let handle = inbound_plaintext::handle(p.clone(), stream, peer);
             t.spawn_counted(&open, sized::<1024, _>(handle));
@@ -187,12 +204,6 @@ impl PodProxy {
                 t.spawn_counted(&open, sized::<1600, _>(handle));
             });
         }
-        let (p, t, drain) = (pod.clone(), traffic.clone(), self.drain.subscribe());
-        self.listen(inbound_hbone, move |stream, peer| {
-            let (pod, tasks) = (p.clone(), t.clone());
-            let tunnel = inbound::handle(pod, tasks, drain.clone(), stream, peer);
-            t.spawn_counted(&incoming, sized::<4096, _>(tunnel));
-        });
     }
 
     /// Holds for new connections at once, and live inbound ones are asked again.

@@ -58,6 +58,8 @@ pub struct Settings {
     pub config: pb::InstanceConfig,
     /// Sockets that a process may open.
     pub descriptors: Option<usize>,
+    /// db is its agent's own workload, which serves these.
+    pub db_only_ports: Vec<u16>,
     /// Where db's node is, if not in web's network.
     pub db_network: Option<&'static str>,
 }
@@ -229,9 +231,17 @@ impl Side {
             name: name.into(),
             namespace: "shop".into(),
             service_account: account,
+            only_ports: match name {
+                "db" => settings.db_only_ports.clone(),
+                _ => Vec::new(),
+            },
+        };
+        let listeners = match info.is_own() {
+            true => Listeners::bind_hbone(&netns, &config),
+            false => Listeners::bind(&netns, &config),
         };
         let proxy = PodProxy::new(shared.clone(), info, netns.clone());
-        proxy.serve(Listeners::bind(&netns, &config).unwrap());
+        proxy.serve(listeners.unwrap());
         Self {
             shared,
             proxy,

@@ -65,7 +65,7 @@ impl Pods {
         netns: OwnedFd,
         prepare_only: bool,
     ) -> Result<(), Failure> {
-        let info = parse(pod)?;
+        let info = parse(pod, &settings.only_ports)?;
         let netns = Netns::new(netns)
             .map_err(|error| Failure::invalid(info.uid.clone(), format!("{info}: {error}")))?;
         let _change = self.changes.lock().await;
@@ -271,7 +271,8 @@ impl Pods {
             Some(adopted) => Some(adopted),
             None => Some(DnsSockets::bind(&entry.netns, config)),
         };
-        Bound::new(&entry.info, Listeners::adopt(fds, config), dns)
+        let listeners = Listeners::adopt(fds, config, !entry.info.is_own());
+        Bound::new(&entry.info, listeners, dns)
     }
 
     fn bind(&self, info: &PodInfo, netns: &Netns, dns: bool) -> Result<Bound, Failure> {
@@ -288,7 +289,11 @@ impl Pods {
         }
         let config = &self.shared.config;
         let dns = dns.then(|| DnsSockets::bind(netns, config));
-        Bound::new(info, Listeners::bind(netns, config), dns)
+        let listeners = match info.is_own() {
+            true => Listeners::bind_hbone(netns, config),
+            false => Listeners::bind(netns, config),
+        };
+        Bound::new(info, listeners, dns)
     }
 
     /// The entry is unknown and without connections or tasks afterwards.
@@ -336,7 +341,7 @@ impl Pods {
     }
 }
 
-fn parse(pod: pb::Pod) -> Result<PodInfo, Failure> {
+fn parse(pod: pb::Pod, only_ports: &[u32]) -> Result<PodInfo, Failure> {
     let fields = [
         ("uid", &pod.uid),
         ("name", &pod.name),
@@ -347,7 +352,11 @@ fn parse(pod: pb::Pod) -> Result<PodInfo, Failure> {
         let text = format!("pod.{field} is empty");
         return Err(Failure::invalid(pod.uid, text));
     }
+    let ports = only_ports.iter().map(|port| u16::try_from(*port));
+    let only_ports: Result<_, _> = ports.collect();
+    let bad = |_| Failure::invalid(pod.uid.clone(), "settings.only_ports: a port over 65535");
     Ok(PodInfo {
+        only_ports: only_ports.map_err(bad)?,
         uid: pod.uid,
         name: pod.name,
         namespace: pod.namespace,
