@@ -11,7 +11,7 @@ from agent.admin.servers import Servers
 from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
-from agent.identity.manager import IdentityManager
+from agent.identity.supply import Supply
 from agent.identity.trust import TrustKeeper
 from agent.levels import Levels
 from agent.pods.ledger import Ledger
@@ -46,7 +46,7 @@ async def _serve(config: Config) -> int:
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)
     trust = parts.trust_keeper(config)
-    identities = parts.identity_manager(config, trust)
+    identities = parts.identities(config, trust)
     reconciler = Reconciler(
         redirect,
         verify_interval=config.capture.verify_interval,
@@ -75,7 +75,7 @@ class App:
         self,
         pods: PodSource,
         source: ConfigurationSource,
-        identities: IdentityManager | None,
+        identities: Supply | None,
         trust: TrustKeeper,
         reconciler: Reconciler,
         feed: Feed,

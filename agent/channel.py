@@ -35,7 +35,7 @@ class Channel:
             raise
         return cls(sock)
 
-    async def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
+    async def send(self, payload: bytes | bytearray, fds: Sequence[int] = ()) -> None:
         """Descriptors cross with the first bytes; the caller still owns and closes them."""
         if len(payload) > MAX_FRAME:
             raise FrameTooLarge(f"{len(payload)} bytes, at most {MAX_FRAME} cross in one frame")

@@ -28,6 +28,7 @@ from agent.slices import (
     RunPaths,
     Servers,
     Source,
+    Spire,
     Telemetry,
     Trust,
     Wire,
@@ -36,6 +37,7 @@ from agent.slices import (
 __all__ = ["Config", "ConfigErrors", "load"]
 
 _CHOICE = ("xds.address", "xds.file")
+_OF_CA = ("ca.address", "ca.root", "ca.token", "ca.alt-hostname", "ca.headers", "ca.ttl")
 BINARY = "underpass-dataplane"
 CONFIG_FILE_ENV = f"{settings.ENV_PREFIX}CONFIG"
 
@@ -109,6 +111,8 @@ class _Reader:
             beside = {"ca.root", "xds.token"} if "ca.address" in given.keys() - ours else set()
             defaults = {name: entry for name, entry in defaults.items() if name in beside}
         given = defaults | given
+        if self.given("ca.spire-socket"):
+            given = {name: entry for name, entry in given.items() if name not in _OF_CA}
         for setting in SETTINGS:
             if setting.name in given and not self.given(setting.name):
                 self._take(setting, given[setting.name].place, given[setting.name].raw)
@@ -200,7 +204,7 @@ def _flattened(content: Mapping[object, object], prefix: str = "") -> dict[str, 
 def _assemble(reader: _Reader) -> Config | None:
     """Checks that need several settings or the machine. None only when mistakes were found."""
     node = _node(reader)
-    source, authority = _source(reader), _authority(reader)
+    source, authority, spire = _source(reader), _authority(reader), _spire(reader)
     dataplane = _dataplane(reader, node.name)
     root = reader["run-dir"] / node.name
     longest = len(str(root / "dataplane-9999.sock"))
@@ -225,6 +229,7 @@ def _assemble(reader: _Reader) -> Config | None:
         ),
         source=source,
         authority=authority,
+        spire=spire,
         trust=Trust(**reader.all_of("trust", Trust)),
         dataplane=dataplane,
         servers=Servers(
@@ -342,6 +347,8 @@ def _source(reader: _Reader) -> Source:
 
 def _authority(reader: _Reader) -> Authority | None:
     """Every part that isn't given is taken from `xds`, which usually serves both."""
+    if reader.given("ca.spire-socket"):
+        return None
 
     def pick(name: str) -> Any:
         return reader[f"ca.{name}"] if reader.given(f"ca.{name}") else reader[f"xds.{name}"]
@@ -355,6 +362,16 @@ def _authority(reader: _Reader) -> Authority | None:
         address, pick("root") or "", pick("token"), pick("alt-hostname"), pick("headers")
     )
     return Authority(endpoint, reader["ca.ttl"])
+
+
+def _spire(reader: _Reader) -> Spire | None:
+    if not reader.given("ca.spire-socket"):
+        return None
+    for name in _OF_CA:
+        if reader.given(name):
+            reader.wrong(name, "certificates come from SPIRE (ca.spire-socket), not from a CA")
+    found: Path | None = reader["ca.spire-socket"]
+    return None if found is None else Spire(found)
 
 
 def _dataplane(reader: _Reader, node: str) -> DataplaneProcess:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from agent.channel import Channel, FrameTooLarge
 from agent.errors import AgentError
+from agent.secret import Secret, appended, wipe
 from proto.gen import control_pb2
 
 PROTOCOL_VERSION = 1
@@ -28,6 +29,11 @@ APPLY_TIMEOUT = timedelta(minutes=3)
 STREAM_DEPTH = 4
 # Frames that wait to be written; senders wait beyond that.
 SEND_DEPTH = 64
+
+_KEY_PLACE = (
+    control_pb2.Request.INSTALL_CERTIFICATE_FIELD_NUMBER,
+    control_pb2.InstallCertificate.PRIVATE_KEY_FIELD_NUMBER,
+)
 
 Body = (
     control_pb2.Hello
@@ -160,8 +166,15 @@ class _Call:
 class _Frame:
     """What waits to be written. Descriptors are ours: duplicated at the call, closed after it."""
 
-    payload: bytes
+    # Writable: it holds a key.
+    payload: bytes | bytearray = field(repr=False)
     fds: tuple[int, ...] = ()
+
+    def discard(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        if isinstance(self.payload, bytearray):
+            wipe(self.payload)
 
 
 class Dataplane:
@@ -264,11 +277,14 @@ class Dataplane:
         return (await self._ask("new_csr", control_pb2.NewCsr(identity=identity))).new_csr.csr
 
     async def install_certificate(
-        self, identity: str, chain: Sequence[str], roots: Sequence[str]
+        self, identity: str, chain: Sequence[str], roots: Sequence[str], key: Secret | None = None
     ) -> control_pb2.CertificateStatus:
-        """Raises InvalidRequest when the chain doesn't fit the pending key, identity or roots."""
+        """For the pending key unless one is given, of which no copy is left behind.
+
+        Raises InvalidRequest when the chain doesn't fit the key, identity or roots.
+        """
         body = control_pb2.InstallCertificate(identity=identity, chain=chain, roots=roots)
-        return (await self._ask("install_certificate", body)).certificate.certificate
+        return (await self._ask("install_certificate", body, key=key)).certificate.certificate
 
     async def fail_certificate(self, identity: str, text: str) -> None:
         body = control_pb2.FailCertificate(identity=identity, text=text)
@@ -367,11 +383,12 @@ class Dataplane:
         *,
         fds: Sequence[int] = (),
         within: timedelta | None = None,
+        key: Secret | None = None,
     ) -> control_pb2.Reply:
         seconds = (within or REQUEST_TIMEOUT).total_seconds()
         try:
             async with asyncio.timeout(seconds):
-                call_id, call = await self._send(kind, body, fds)
+                call_id, call = await self._send(kind, body, fds, key)
                 try:
                     return _checked(await self._next(call))
                 finally:
@@ -391,7 +408,9 @@ class Dataplane:
         finally:
             self._forget(call_id)
 
-    async def _send(self, kind: str, body: Body, fds: Sequence[int] = ()) -> tuple[int, _Call]:
+    async def _send(
+        self, kind: str, body: Body, fds: Sequence[int] = (), key: Secret | None = None
+    ) -> tuple[int, _Call]:
         if self._lost is not None:
             raise self._loss()
         self._last_id += 1
@@ -399,12 +418,14 @@ class Dataplane:
         request = control_pb2.Request(id=call_id, fds=len(fds))
         getattr(request, kind).CopyFrom(body)
         call = self._calls[call_id] = _Call()
-        frame = _Frame(request.SerializeToString(), tuple(os.dup(fd) for fd in fds))
+        plain = request.SerializeToString()
+        payload = plain if key is None else appended(plain, _KEY_PLACE, key)
+        frame = _Frame(payload, tuple(os.dup(fd) for fd in fds))
         try:
             await self._outgoing.put(frame)
         except BaseException:
             self._forget(call_id)
-            _close_all(frame.fds)
+            frame.discard()
             raise
         return call_id, call
 
@@ -450,7 +471,7 @@ class Dataplane:
                 try:
                     await self._channel.send(frame.payload, frame.fds)
                 finally:
-                    _close_all(frame.fds)
+                    frame.discard()
                 # A whole mesh may have been in it; the next frame may be hours away.
                 del frame
         except (OSError, FrameTooLarge) as exc:
@@ -462,7 +483,7 @@ class Dataplane:
             return
         self._lost = why
         while not self._outgoing.empty():
-            _close_all(self._outgoing.get_nowait().fds)
+            self._outgoing.get_nowait().discard()
         for call in self._calls.values():
             # A full queue needs no mark: its reader finds it empty and the connection lost.
             with contextlib.suppress(asyncio.QueueFull):
@@ -482,8 +503,3 @@ def _checked(reply: control_pb2.Reply) -> control_pb2.Reply:
 def _milliseconds(value: timedelta | None) -> int:
     """0 stands for "the data plane's default"; a deadline of nothing becomes the shortest one."""
     return 0 if value is None else max(1, round(value.total_seconds() * 1000))
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from agent.dataplane import Dataplane, DataplaneError
 from agent.errors import ReplaceRefused
-from agent.identity.manager import IdentityManager
 from agent.identity.status import IdentityState
+from agent.identity.supply import Supply
 from agent.identity.trust import TrustKeeper
 from agent.pods.reconciler import CaptureError, Reconciler
 from agent.xds.status import XdsStatus
@@ -50,7 +50,7 @@ class Feed:
     def __init__(
         self,
         source: ConfigurationSource,
-        identities: IdentityManager | None,
+        identities: Supply | None,
         reconciler: Reconciler,
         capture: CaptureConfig,
         trust: TrustKeeper | None = None,

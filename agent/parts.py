@@ -8,11 +8,12 @@ from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
 from agent.identity.ca import CaConfig
 from agent.identity.manager import ROTATION_SPREAD, IdentityManager
+from agent.identity.supply import Supply
 from agent.identity.trust import TrustConfig, TrustKeeper
 from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource
 from agent.pods.source import PodSource
-from agent.slices import Config, ControlPlane
+from agent.slices import Authority, Config
 from agent.status import CaptureView
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
@@ -143,10 +144,25 @@ def trust_keeper(config: Config) -> TrustKeeper:
     )
 
 
-def identity_manager(config: Config, trust: TrustKeeper | None = None) -> IdentityManager | None:
-    if config.authority is None:
-        return None
-    endpoint: ControlPlane = config.authority.endpoint
+def identities(config: Config, trust: TrustKeeper | None = None) -> Supply | None:
+    # Well within the overlap, with time for a second attempt.
+    spread = min(ROTATION_SPREAD, config.trust.overlap.total_seconds() / 4)
+    if config.spire is not None:
+        from agent.identity.spire import SpireIdentities
+        from agent.identity.spire_config import SpireConfig
+
+        # It signs for its own trust domain alone: aliases are no identities of pods here.
+        spire = SpireConfig(socket=config.spire.socket)
+        return SpireIdentities(spire, config.node.trust_domain, roots=trust, spread=spread)
+    if config.authority is not None:
+        return _identity_manager(config, config.authority, trust, spread)
+    return None
+
+
+def _identity_manager(
+    config: Config, authority: Authority, trust: TrustKeeper | None, spread: float
+) -> IdentityManager:
+    endpoint = authority.endpoint
     return IdentityManager(
         CaConfig(
             address=endpoint.address,
@@ -156,14 +172,13 @@ def identity_manager(config: Config, trust: TrustKeeper | None = None) -> Identi
             cluster_id=config.node.cluster_id,
             headers=endpoint.headers,
             node_name=config.node.name,
-            ttl=config.authority.ttl,
+            ttl=authority.ttl,
             # facts ztunnel 1.5: a dedicated proxy asks for its own identity alone.
             impersonate=config.pods.kind != "self",
         ),
         config.node.trust_domain,
         roots=trust,
-        # Well within the overlap, with time for a second attempt.
-        spread=min(ROTATION_SPREAD, config.trust.overlap.total_seconds() / 4),
+        spread=spread,
         aliases=config.trust.aliases,
     )
 

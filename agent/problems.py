@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from agent.errors import AgentError
+from agent.identity.supply import SupplyTrouble
 from agent.identity.trust import TrustStatus
 from agent.status import (
     CaptureView,
@@ -86,7 +87,19 @@ def pod_problems(pods: list[PodView]) -> list[Problem]:
     ]
 
 
-def certificate_problems(certificates: list[CertificateView], now: datetime) -> list[Problem]:
+def supply_problems(trouble: SupplyTrouble | None) -> list[Problem]:
+    if trouble is None:
+        return []
+    title = f"{trouble.who} supplies no certificates: the valid ones serve on until they expire"
+    return [Problem(title, trouble.cause, trouble.remedy or "the agent goes on trying")]
+
+
+def certificate_problems(
+    certificates: list[CertificateView],
+    now: datetime,
+    remedy: str = "check the certificate authority",
+) -> list[Problem]:
+    """`remedy`: what helps when one identity gets none."""
     problems = []
     for entry in certificates:
         if entry.state == "Unavailable" or (entry.last_error and not entry.not_after):
@@ -94,7 +107,7 @@ def certificate_problems(certificates: list[CertificateView], now: datetime) -> 
                 Problem(
                     f"no certificate for {entry.identity}: its connections are refused",
                     entry.last_error,
-                    "check the certificate authority, its token, and what it may ask for",
+                    remedy,
                 )
             )
         elif entry.not_after is not None and entry.last_error:
@@ -106,7 +119,7 @@ def certificate_problems(certificates: list[CertificateView], now: datetime) -> 
                     f"the certificate of {entry.identity} isn't renewed, "
                     f"it serves until {entry.not_after:{form}} UTC",
                     entry.last_error,
-                    "check the certificate authority; the agent goes on trying",
+                    f"{remedy}; the agent goes on trying",
                 )
             )
     return problems

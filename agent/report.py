@@ -10,7 +10,7 @@ from importlib import metadata
 from agent.bypass import Bypass, of_connections, of_pods, of_workload, records
 from agent.dataplane import Dataplane, DataplaneError, DataplaneSilent
 from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
-from agent.identity.manager import IdentityManager
+from agent.identity.supply import Supply
 from agent.identity.trust import TrustKeeper, TrustStatus
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
@@ -20,6 +20,7 @@ from agent.problems import (
     control_plane_problems,
     dataplane_problems,
     pod_problems,
+    supply_problems,
     trust_problems,
 )
 from agent.status import (
@@ -55,7 +56,7 @@ class Report:
         capture: CaptureView,
         pods: PodSource,
         source: ConfigurationSource,
-        identities: IdentityManager | None,
+        identities: Supply | None,
         reconciler: Reconciler,
         feed: Feed,
         supervisor: Supervisor,
@@ -206,6 +207,12 @@ class Report:
     def repairs(self) -> int:
         return self._reconciler.repairs
 
+    def _supply_problems(self, certificates: list[CertificateView]) -> list[Problem]:
+        if self._identities is None:
+            return [Problem("certificates", NO_AUTHORITY, "set --ca-address")]
+        found = certificate_problems(certificates, datetime.now(UTC), self._identities.remedy)
+        return [*supply_problems(self._identities.trouble()), *found]
+
     async def status(self) -> NodeStatus:
         pods, silence = await self._pods_and_silence()
         certificates = self.certificates()
@@ -218,11 +225,9 @@ class Report:
             *capture_problems(self._capture, self._feed.rules_error),
             *(Problem("pod list", text, self._pods.remedy) for text in self._pods.problems()),
             *pod_problems(pods),
-            *certificate_problems(certificates, datetime.now(UTC)),
+            *self._supply_problems(certificates),
             *trust_problems(self.trust()),
         ]
-        if self._identities is None:
-            problems.append(Problem("certificates", NO_AUTHORITY, "set --ca-address"))
         return NodeStatus(
             node=self.node,
             version=version(),

@@ -178,6 +178,13 @@ def path(value: object) -> Path:
     return Path(words(value)).absolute()
 
 
+def socket_path(value: object) -> Path:
+    found = path(value)
+    if len(str(found)) > SOCKET_PATH_LIMIT:
+        raise Mistake(f"too long for a socket: at most {SOCKET_PATH_LIMIT} characters")
+    return found
+
+
 def https_address(value: object) -> str:
     """`https://host:port` or `host:port`; tokens are never sent in clear."""
     found = words(value)
@@ -382,6 +389,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ca.headers", headers, {}, "Further headers, name=value [xds.headers]"),
     # facts ztunnel 14, SECRET_TTL
     Setting("ca.ttl", positive_duration, timedelta(hours=24), "Asked lifetime of certificates"),
+    Setting(
+        "ca.spire-socket",
+        socket_path,
+        None,
+        "Admin socket of a SPIRE agent that supplies certificates with their keys, instead of a CA",
+    ),
     Setting("trust.crl", path, None, "File with the CRL, PEM or DER, followed as it changes"),
     Setting(
         "trust.aliases",

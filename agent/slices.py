@@ -117,6 +117,13 @@ class Authority:
 
 
 @dataclass(frozen=True)
+class Spire:
+    """A SPIRE agent's admin socket."""
+
+    socket: Path
+
+
+@dataclass(frozen=True)
 class Trust:
     """How peers are judged beyond their own chain."""
 
@@ -235,5 +242,7 @@ class Config:
     namespaces: NamespaceTable = field(default_factory=dict)
     telemetry: Telemetry = field(default_factory=Telemetry)
     trust: Trust = field(default_factory=Trust)
+    # Instead of an authority.
+    spire: Spire | None = None
     # What is odd but no mistake; logged at start.
     warnings: tuple[str, ...] = ()

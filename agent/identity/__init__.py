@@ -1,8 +1,10 @@
-"""Workload certificates: asked of the CA for keys that stay in the data plane, kept fresh."""
+"""Workload certificates, kept fresh: asked of the CA for keys that stay in the data plane, or taken
+from a SPIRE agent together with their keys."""
 
 from agent.identity.ca import CaConfig, CaError
 from agent.identity.manager import CertificateTarget, IdentityManager
 from agent.identity.status import IdentityState, IdentityStatus
+from agent.identity.supply import Supply, SupplyTrouble
 
 __all__ = [
     "CaConfig",
@@ -11,4 +13,6 @@ __all__ = [
     "IdentityManager",
     "IdentityState",
     "IdentityStatus",
+    "Supply",
+    "SupplyTrouble",
 ]

@@ -52,21 +52,22 @@ def check_answer(answer: Sequence[str], identity: str, now: datetime) -> Issued:
             f"{identity}: the CA delivered {len(answer)} certificates, a leaf and a root are "
             "needed; its root certificate isn't part of the answer"
         )
-    parsed = [_parse(pem, identity) for pem in answer]
+    parsed = [_parse(text, identity) for text in answer]
     chain = [certificate for element in parsed[:-1] for certificate in element]
     if not chain or not parsed[-1]:
         raise CaError(f"{identity}: the CA's answer holds no certificate where one is expected")
     leaf = chain[0]
-    _check_leaf(leaf, identity, now)
+    check_leaf(leaf, identity, now)
     return Issued(
-        chain=tuple(_pem(certificate) for certificate in chain),
-        roots=tuple(_pem(certificate) for certificate in parsed[-1]),
+        chain=tuple(pem(certificate) for certificate in chain),
+        roots=tuple(pem(certificate) for certificate in parsed[-1]),
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
     )
 
 
-def _check_leaf(leaf: x509.Certificate, identity: str, now: datetime) -> None:
+def check_leaf(leaf: x509.Certificate, identity: str, now: datetime, who: str = "the CA") -> None:
+    """Raises CaError unless it is for this identity alone and valid now."""
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         found = names.get_values_for_type(x509.UniformResourceIdentifier)
@@ -74,28 +75,28 @@ def _check_leaf(leaf: x509.Certificate, identity: str, now: datetime) -> None:
         found = []
     if found != [identity]:
         raise CaError(
-            f"{identity}: the CA answered with a certificate for {', '.join(found) or 'nobody'}"
+            f"{identity}: {who} answered with a certificate for {', '.join(found) or 'nobody'}"
         )
     if leaf.not_valid_after_utc <= now:
         raise CaError(
-            f"{identity}: the CA's certificate expired at {_time(leaf.not_valid_after_utc)}, "
+            f"{identity}: {who}'s certificate expired at {_time(leaf.not_valid_after_utc)}, "
             f"it is {_time(now)} here; compare the clocks"
         )
     if leaf.not_valid_before_utc > now:
         raise CaError(
-            f"{identity}: the CA's certificate is valid from {_time(leaf.not_valid_before_utc)}, "
+            f"{identity}: {who}'s certificate is valid from {_time(leaf.not_valid_before_utc)}, "
             f"it is {_time(now)} here; compare the clocks"
         )
 
 
-def _parse(pem: str, identity: str) -> list[x509.Certificate]:
+def _parse(text: str, identity: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem.encode())
+        return x509.load_pem_x509_certificates(text.encode())
     except ValueError as error:
         raise CaError(f"{identity}: the CA's answer isn't PEM: {error}") from error
 
 
-def _pem(certificate: x509.Certificate) -> str:
+def pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(Encoding.PEM).decode()
 
 

@@ -17,6 +17,7 @@ from agent.identity.answer import check_answer, check_identity
 from agent.identity.ca import CaClient, CaConfig, CaError
 from agent.identity.entry import RETRY, Entry, Priority
 from agent.identity.status import IdentityStatus
+from agent.identity.supply import SupplyTrouble
 from agent.xds.backoff import Backoff
 from proto.gen import control_pb2
 
@@ -51,6 +52,8 @@ class RootKeeper(Protocol):
 
 class IdentityManager:
     """Call `attach`, `detach`, `wanted` and `forgotten` from the loop that `run` runs in."""
+
+    remedy = "check the certificate authority, its token, and what it may ask for"
 
     def __init__(
         self,
@@ -122,6 +125,10 @@ class IdentityManager:
     def status(self) -> list[IdentityStatus]:
         now = self._clock()
         return [self._entries[identity].status(now) for identity in sorted(self._entries)]
+
+    def trouble(self) -> SupplyTrouble | None:
+        """Each identity has its own: they are asked for one by one."""
+        return None
 
     async def run(self) -> None:
         """Fetches what is due, for ever. Ends only by cancellation."""

@@ -7,6 +7,7 @@ from datetime import UTC
 from cryptography import x509
 
 from agent.dataplane import InvalidRequest
+from agent.secret import Secret
 from proto.gen import control_pb2, discovery_pb2
 from tests.support.small_ca import make_csr
 
@@ -61,6 +62,10 @@ class RecordingKeeper:
         self.roots: dict[str, Sequence[str]] = {}
         self.chains: dict[str, Sequence[str]] = {}
         self.failures: list[tuple[str, str]] = []
+        # What came with a key: what it held then, and the buffer it came in.
+        self.keys: dict[str, list[tuple[bytes, Secret]]] = {}
+        # Why nothing is installed.
+        self.refuse = ""
         # new_csr waits for it.
         self.gate = asyncio.Event()
         self.gate.set()
@@ -71,8 +76,14 @@ class RecordingKeeper:
         return make_csr(identity)
 
     async def install_certificate(
-        self, identity: str, chain: Sequence[str], roots: Sequence[str]
+        self, identity: str, chain: Sequence[str], roots: Sequence[str], key: Secret | None = None
     ) -> control_pb2.CertificateStatus:
+        if key is not None:
+            content = bytearray()
+            key.append_to(content)
+            self.keys.setdefault(identity, []).append((bytes(content), key))
+        if self.refuse:
+            raise InvalidRequest(self.refuse)
         leaf = x509.load_pem_x509_certificate(chain[0].encode())
         self.chains[identity], self.roots[identity] = chain, roots
         self.installed[identity] = control_pb2.CertificateStatus(

@@ -115,6 +115,31 @@ def test_authority_is_the_control_plane_unless_told_otherwise() -> None:
     assert loaded.authority.endpoint.token == Path("/token")
 
 
+def test_certificates_come_from_spire_or_from_a_ca() -> None:
+    loaded = load({"UNDERPASS_CA_SPIRE_SOCKET": "/run/spire/admin.sock"})
+    assert loaded.spire is not None
+    assert loaded.spire.socket == Path("/run/spire/admin.sock")
+    assert loaded.authority is None
+    assert load().spire is None
+    found = mistakes(
+        {"UNDERPASS_CA_TTL": "1h"}, ca_spire_socket="/s", ca_address="ca:443", node="A"
+    )
+    assert [text.partition(":")[0] for text in found] == [
+        "--node",
+        "--ca-address",
+        "UNDERPASS_CA_TTL",
+    ]
+    assert all("SPIRE (ca.spire-socket), not from a CA" in text for text in found[1:])
+    assert "too long" in mistakes(ca_spire_socket=f"/{'s' * 108}")[0]
+
+
+def test_spire_wins_over_the_ca_of_upstreams_environment() -> None:
+    upstream = {"PROXY_MODE": "shared", "CA_ADDRESS": "https://ca:1", "SECRET_TTL": "1h"}
+    loaded = load(upstream, ca_spire_socket="/run/spire/admin.sock")
+    assert loaded.spire is not None
+    assert loaded.authority is None
+
+
 def test_given_socket_needs_no_binary() -> None:
     loaded = load(dataplane_bin=None, dataplane_socket="/run/dp.sock")
     assert loaded.dataplane.socket == Path("/run/dp.sock")

@@ -3,14 +3,16 @@
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from agent import dataplane as client
+from agent.channel import Channel
 from agent.dataplane import Dataplane
+from agent.secret import Secret
 from proto.gen import control_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_dataplane import FakeConnection, FakeDataplane
@@ -63,6 +65,32 @@ async def test_refusal_becomes_its_exception(
     assert type(caught.value) is kind
     assert caught.value.retryable is retryable
     assert str(caught.value) == "x: because"
+
+
+async def test_a_key_arrives_with_its_certificate_and_no_frame_keeps_it(
+    server: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes | bytearray] = []
+    send = Channel.send
+
+    async def watched(channel: Channel, payload: bytes | bytearray, fds: Sequence[int]) -> None:
+        sent.append(payload)
+        await send(channel, payload, fds)
+
+    monkeypatch.setattr(Channel, "send", watched)
+    dataplane = await connected(server)
+    # Long enough for lengths of two bytes.
+    content = bytes(range(1, 200))
+    await dataplane.install_certificate("i", ["leaf"], ["root"], Secret(memoryview(content)))
+    await dataplane.install_certificate("i", ["leaf"], ["root"])
+    with_key, without = (request.install_certificate for request in server.requests[1:])
+    assert with_key.private_key == content
+    assert with_key.identity == "i"
+    assert [*with_key.chain, *with_key.roots] == ["leaf", "root"]
+    assert without.private_key == b""
+    assert isinstance(sent[1], bytearray)
+    assert not any(sent[1])
+    await dataplane.close()
 
 
 async def test_namespace_descriptor_arrives_and_the_callers_stays_open(

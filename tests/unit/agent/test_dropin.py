@@ -107,7 +107,7 @@ def test_addresses_default_to_istiod_in_and_outside_a_cluster() -> None:
 def test_dedicated_mode_is_one_workload_here_and_asks_for_its_own_identity() -> None:
     loaded = load({"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "ns/vm/acct"}, node="n")
     assert str(loaded.pods.workload) == "ns/vm/acct"
-    manager = parts.identity_manager(loaded)
+    manager = parts.identities(loaded)
     assert manager is not None
     assert mistakes({"PROXY_MODE": "dedicated"}, node="n") == [
         "PROXY_WORKLOAD_INFO: 'self:': names no workload; write file:PATH, zds[:PATH] or "
