@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.status import PodView
-from redirect.base import CaptureConfig
-from redirect.sockets import Address, Connection
-
-_MARK_MASK = 0xFFF
+from redirect.sockets import Connection
 
 
 @dataclass(frozen=True)
@@ -39,37 +36,17 @@ def of_pods(views: Iterable[PodView]) -> Iterator[Bypass]:
         )
 
 
-def of_connections(pod: str, found: Iterable[Connection], config: CaptureConfig) -> list[Bypass]:
+def of_connections(pod: str, older: Iterable[Connection]) -> list[Bypass]:
     """Connections of a captured pod that the data plane has no end of: made before the capture."""
     return [
         Bypass(
             "connection",
             pod,
-            f"{_text(one.local)} ↔ {_text(one.remote)}",
+            str(one),
             "it is older than the pod's capture: neither encrypted nor asked of any policy",
             "close it, for example by restarting the application",
         )
-        for one in past_the_proxy(list(found), config)
-    ]
-
-
-def past_the_proxy(found: list[Connection], config: CaptureConfig) -> list[Connection]:
-    """The data plane's sockets carry its mark. An application's is captured when it leads to the
-    listener for outbound traffic, or when its other end is one of the data plane's."""
-    own = [one for one in found if one.mark & _MARK_MASK == config.mark]
-    rest = [one for one in found if one.mark & _MARK_MASK != config.mark]
-    taken = {one.remote for one in own if one.local[1] == config.ports.outbound}
-    ends = {(one.remote, one.local) for one in own}
-    # Both ends in this pod: it talks to itself, which is nobody's business.
-    inside = {(one.remote, one.local) for one in rest}
-    return [
-        one
-        for one in rest
-        if one.local not in taken
-        and (one.local, one.remote) not in ends
-        and (one.local, one.remote) not in inside
-        and not one.remote[0].is_loopback
-        and one.remote[0] not in config.probe_addresses
+        for one in older
     ]
 
 
@@ -116,8 +93,3 @@ async def records(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]
                 break
             yield record
         text = text[at:]
-
-
-def _text(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 from datetime import UTC, datetime
 from importlib import metadata
@@ -39,9 +40,9 @@ from agent.status import (
 from agent.supervisor import Supervisor
 from agent.xds.status import XdsStatus
 from proto.gen import control_pb2
+from redirect import precapture
 from redirect.base import RedirectError
 from redirect.netns import NetnsThread
-from redirect.sockets import connections
 
 # Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
 PATIENCE = 3.0
@@ -137,8 +138,8 @@ class Report:
         try:
             for pod, fd in opened:
                 with contextlib.suppress(RedirectError):
-                    there = await visitor.run(fd, connections, subject=pod.key)
-                    found += of_connections(pod.key, there, self._feed.capture)
+                    look = functools.partial(precapture.confirmed, self._feed.capture)
+                    found += of_connections(pod.key, await visitor.run(fd, look, subject=pod.key))
         finally:
             for _, fd in opened:
                 os.close(fd)

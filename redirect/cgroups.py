@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,11 @@ from redirect.base import NotRetryable, RedirectError
 # libnftables opens cgroup paths below this folder, whatever is mounted where.
 NFT_ROOT = Path("/sys/fs/cgroup")
 MOUNTINFO = Path("/proc/self/mountinfo")
+
+# open_by_handle_at(2): a handle of kernfs is the id alone (linux/exportfs.h, FILEID_KERNFS).
+_HANDLE = struct.Struct("=IiQ")
+_KERNFS = 0xFE
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -57,3 +66,20 @@ def identify(leaf: Path) -> int:
             f"cgroup {leaf} of the data plane can't be read ({exc.strerror}):"
             " is the data plane running?"
         ) from exc
+
+
+def exists(cgroup: int) -> bool:
+    """Whether a cgroup of this id is still there; False also where that can't be told."""
+    mounted = mount_point(MOUNTINFO.read_text())
+    if mounted is None:
+        return False
+    mount = os.open(mounted, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = _libc.open_by_handle_at(mount, _HANDLE.pack(8, _KERNFS, cgroup), flags)
+        if fd >= 0:
+            os.close(fd)
+        # Beyond the root of a container's view it may be there and not be opened.
+        return fd >= 0 or ctypes.get_errno() == errno.EACCES
+    finally:
+        os.close(mount)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from redirect import cgroups, generation, nft, readback, routes, ruleset
+from redirect import cgroups, conntrack, generation, nft, precapture, readback, routes, ruleset
 from redirect.base import (
     CaptureConfig,
     Installed,
@@ -28,6 +28,11 @@ BY_MARK_ALONE = (
     " with NET_RAW can set"
 )
 
+OLDER_BREAK = (
+    "the kernel has no ctnetlink (CONFIG_NF_CT_NETLINK): connections older than their pod's capture"
+    " break at their next packet"
+)
+
 _EMPTY = f"table {ruleset.FAMILY} {ruleset.TABLE} {{\n}}\n"
 
 
@@ -42,7 +47,7 @@ class _Proof:
 class NftablesCapture:
     """Implements `Redirect`.
 
-    State: `_config` (by `reconfigure`), `_scratch` and `_by_cgroup` (found once), `_references`
+    State: `_config` (by `reconfigure`), what was found once about the node, `_references`
     (by `_reference`), `_proofs` (by `verify`).
     """
 
@@ -55,6 +60,8 @@ class NftablesCapture:
         self._scratch: int | None = None
         # Whether rules can match the cgroup of a socket here; None until tried.
         self._by_cgroup: bool | None = None
+        # Whether older connections outlive the rules; told by `probe`.
+        self._keeps_older = True
         # What the kernel makes of a rendering, by its text and the ids of the cgroups in it.
         self._references: dict[tuple[str, tuple[int, ...]], readback.Objects] = {}
         # By uid: what was last found to be there, and nftables' generation at that time.
@@ -70,17 +77,23 @@ class NftablesCapture:
             await self._in_scratch(lambda: _try(text))
             await self._in_scratch(lambda: _try_routes(ipv6=self._config.ipv6))
             by_cgroup = await self._can_match_cgroups()
+            self._keeps_older = await self._in_scratch(conntrack.usable)
         except RedirectError as exc:
             return Probe(usable=False, reason=str(exc))
         except OSError as exc:
             return Probe(usable=False, reason=f"namespaces can't be used: {exc}")
-        return Probe(usable=True, notes=() if by_cgroup else (BY_MARK_ALONE,))
+        notes = (() if by_cgroup else (BY_MARK_ALONE,), () if self._keeps_older else (OLDER_BREAK,))
+        return Probe(usable=True, notes=sum(notes, ()))
 
     async def install(self, target: Target) -> None:
-        ipv6 = self._config.ipv6
-        text = ruleset.render(self._config, target, await self._exempt())
+        config, ipv6 = self._config, self._config.ipv6
+        text = ruleset.render(config, target, await self._exempt())
+        keeps_older = self._keeps_older
 
         def apply() -> None:
+            if keeps_older:
+                # Until the rules are there, what is opened still breaks: it isn't captured either.
+                conntrack.keep(precapture.find(config))
             # Routing first: without it a redirected connection's replies would leave the pod.
             added = routes.install(ipv6=ipv6)
             try:

@@ -49,8 +49,11 @@ def render(config: CaptureConfig, target: Target, exempt: Sequence[CgroupMatch])
         _chain("filter_output", "filter hook output priority 0", _check_output()),
         _chain("filter_postrouting", "filter hook postrouting priority 0", _check_leaving()),
     ]
-    if not config.ipv6 and not target.bypass_inbound:
-        chains.append(_chain("filter_input", "filter hook input priority 0", _no_inbound_ipv6()))
+    if not target.bypass_inbound:
+        chains.append(_chain("refuse_inbound", None, _refuse_inbound(config)))
+        chains.append(
+            _chain("filter_input", "filter hook input priority 0", _check_inbound(config))
+        )
     if dns is not None:
         chains.append(
             _chain("raw_prerouting", "filter hook prerouting priority -300", _dns_answers(config))
@@ -162,10 +165,30 @@ def _check_leaving() -> Iterator[str]:
     yield _rule('oifname != "lo" ip6 daddr ::1', "drop", "loopback-leak-v6")
 
 
-def _no_inbound_ipv6() -> Iterator[str]:
+def _refuse_inbound(config: CaptureConfig) -> Iterator[str]:
+    """Only for packets that open a TCP connection and come from outside the pod."""
+    yield _rule("ct status dnat", "accept", "captured-inbound")
+    own = f"{{ {config.ports.inbound_plaintext}, {config.ports.inbound_hbone} }}"
+    yield _rule(f"tcp dport {own}", "accept", "to-data-plane")
+    for address in config.probe_addresses:
+        yield _rule(
+            f"meta l4proto tcp {_ip(address.version)} saddr {address}",
+            "accept",
+            f"probe-let-in-{address}",
+        )
+    # Tracking finds some packets invalid for what it remembers of their addresses and ports, and
+    # translates none of those: a SYN on the tuple of an older connection that was reset (seen).
     yield _rule(
-        f'meta nfproto ipv6 iifname != "lo" {_SYN}', "reject with tcp reset", "inbound-v6-off"
+        f"meta l4proto tcp {_unmarked(config.mark)}", "reject with tcp reset", "uncaptured-inbound"
     )
+
+
+def _check_inbound(config: CaptureConfig) -> Iterator[str]:
+    if not config.ipv6:
+        yield _rule(
+            f'meta nfproto ipv6 iifname != "lo" {_SYN}', "reject with tcp reset", "inbound-v6-off"
+        )
+    yield _rule(f'iifname != "lo" {_SYN}', "jump refuse_inbound", "entering")
 
 
 def _dns_answers(config: CaptureConfig) -> Iterator[str]:

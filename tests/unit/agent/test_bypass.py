@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.bypass import of_pods, of_workload, past_the_proxy, records
+from agent.bypass import of_pods, of_workload, records
 from agent.status import PodView
 from redirect.base import CaptureConfig
+from redirect.precapture import past_the_proxy
 from redirect.sockets import Connection
 
 if TYPE_CHECKING:
