@@ -17,6 +17,7 @@ from agent.xds.types import ADDRESS, AUTHORIZATION
 from proto.gen import discovery_pb2, workload_pb2
 from tests.netns.test_agent_process import Node
 from tests.support.control_plane import FakeControlPlane, FakeStream
+from tests.support.dns import NOERROR, ask
 from tests.support.eventually import eventually
 from tests.support.small_ca import SmallCa
 
@@ -89,6 +90,18 @@ def workload(name: str, address: str, *aliases: str, node: str = "") -> discover
     return resource
 
 
+def service(name: str, vip: str) -> discovery_pb2.Resource:
+    record = workload_pb2.Service(
+        name=name,
+        namespace="shop",
+        hostname=f"{name}.shop.svc.cluster.local",
+        addresses=[workload_pb2.NetworkAddress(address=ip_address(vip).packed)],
+    )
+    resource = discovery_pb2.Resource(name=f"shop/{record.hostname}", version="1")
+    resource.resource.Pack(workload_pb2.Address(service=record), "type.googleapis.com/")
+    return resource
+
+
 def push(
     stream: FakeStream, type_url: str, *resources: discovery_pb2.Resource, removed: str = ""
 ) -> None:
@@ -156,3 +169,18 @@ async def test_what_the_control_plane_denies_knowing_is_plain_tcp(
     async with asyncio.timeout(10):
         assert await reader.readline() == b"hello\n"
     writer.close()
+
+
+async def test_a_pods_question_becomes_a_subscription_and_its_answer_the_services(
+    node: Node, plane: FakeControlPlane
+) -> None:
+    await node.agent("--dns-nameservers=192.0.2.53")
+    stream = await stream_of(plane, 0)
+    push(stream, ADDRESS, workload("a", POD, node=node.name))
+    await node.ready()
+    asking = asyncio.create_task(ask(node.name, SERVER, "db.shop.svc.cluster.local"))
+    wanted = "shop/db.shop.svc.cluster.local"
+    await eventually(lambda: wanted in subscribed(stream), what=lambda: stream.requests)
+    push(stream, ADDRESS, service("db", "10.9.0.1"))
+    answer = await asking
+    assert (answer.rcode, answer.addresses) == (NOERROR, ("10.9.0.1",))

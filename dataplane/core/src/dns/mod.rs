@@ -16,6 +16,8 @@ mod server;
 mod wire;
 
 #[cfg(test)]
+mod demand_tests;
+#[cfg(test)]
 mod lookup_tests;
 #[cfg(test)]
 mod relay_tests;

@@ -13,6 +13,9 @@ pub struct Scope<'a> {
     pub search: Option<&'a [String]>,
 }
 
+/// A service's own name, that of one with such a pod, and one that is declared.
+const MOST_KEYS: usize = 3;
+
 /// A name to look up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -41,6 +44,45 @@ impl Scope<'_> {
             }
         }
         found
+    }
+
+    /// As what a control plane is asked for them, on demand: `namespace/hostname`. Services of the
+    /// cluster tell their namespace; another name may be declared in the client's. Names with a
+    /// search domain aren't: without an answer the client asks for them bare.
+    pub fn keys(&self, candidates: &[Candidate]) -> Vec<String> {
+        let mut found = Vec::with_capacity(MOST_KEYS);
+        for candidate in candidates.iter().filter(|c| c.stripped.is_none()) {
+            let Some(key) = self.key(&candidate.name) else {
+                continue;
+            };
+            if !found.contains(&key) {
+                found.push(key);
+            }
+            if found.len() == MOST_KEYS {
+                break;
+            }
+        }
+        found
+    }
+
+    fn key(&self, name: &str) -> Option<String> {
+        let sane = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if !name.bytes().all(sane) {
+            return None;
+        }
+        let rest = name.strip_suffix(self.cluster_domain);
+        let Some(rest) = rest.and_then(|rest| rest.strip_suffix('.')) else {
+            // A bare word is nobody's hostname, and in the cluster it has longer forms.
+            let whole = name.contains('.') && !name.ends_with(".svc");
+            return whole.then(|| format!("{}/{name}", self.namespace));
+        };
+        let service = rest.strip_suffix(".svc")?;
+        match service.split('.').collect::<Vec<_>>()[..] {
+            [_, namespace] => Some(format!("{namespace}/{name}")),
+            // A pod of a headless service.
+            [pod, _, namespace] => Some(format!("{namespace}/{}", &name[pod.len() + 1..])),
+            _ => None,
+        }
     }
 
     fn strip(&self, asked: &str, domain: &str, found: &mut Vec<Candidate>) {
@@ -146,6 +188,32 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert_eq!(names("corp.example", Some(&own)).len(), 3);
+    }
+
+    #[test]
+    fn what_may_be_in_the_mesh_is_asked_for_by_namespace_and_hostname() {
+        let scope = Scope {
+            namespace: "ns1",
+            cluster_domain: "cluster.local",
+            search: None,
+        };
+        let keys = |asked| scope.keys(&scope.candidates(asked));
+        assert_eq!(keys("db"), ["ns1/db.ns1.svc.cluster.local"]);
+        let other = "ns2/db.ns2.svc.cluster.local";
+        assert!(keys("db.ns2").contains(&other.to_owned()));
+        for asked in [
+            "db.ns2.svc",
+            "db.ns2.svc.cluster.local",
+            "db-0.db.ns2.svc.cluster.local",
+        ] {
+            assert_eq!(keys(asked).first().map(String::as_str), Some(other));
+        }
+        let declared = "ns1/www.example.com".to_owned();
+        assert!(keys("www.example.com").contains(&declared));
+        // As libc asks first with its search list.
+        assert!(keys("www.example.com.ns1.svc.cluster.local").is_empty());
+        assert!(keys("odd\\name.example.com").is_empty());
+        assert!(keys("a.b.c.d.e.f.ns1.svc.cluster.local").len() <= MOST_KEYS);
     }
 
     #[test]

@@ -142,7 +142,40 @@ impl Resolver {
                 }
             },
         };
-        self.relay(packet, &asked).await
+        match self.told(&asked).await {
+            Some(answer) => answer,
+            None => self.relay(packet, &asked).await,
+        }
+    }
+
+    /// On demand: what may be in the mesh is asked for before any nameserver.
+    async fn told(&self, asked: &Asked) -> Option<Vec<u8>> {
+        let shared = &self.pod.shared;
+        if !shared.config.on_demand || asked.query.class != DNSClass::IN {
+            return None;
+        }
+        let own = self.pod.find_own(&shared.store.snapshot())?;
+        let name = plain(&asked.query);
+        let name = match asked.query.kind {
+            RecordType::A | RecordType::AAAA => &name,
+            RecordType::SRV => place(&name)?.1,
+            _ => return None,
+        };
+        let names = {
+            let upstream = self.upstream.load();
+            let scope = self.scope(&own, &upstream);
+            scope.keys(&scope.candidates(name))
+        };
+        self.pod.learn(&names).await;
+        self.local(&shared.store.snapshot(), &own, asked)
+    }
+
+    fn scope<'a>(&'a self, own: &'a Workload, upstream: &'a Upstream) -> Scope<'a> {
+        Scope {
+            namespace: &own.namespace,
+            cluster_domain: &self.pod.shared.config.dns.cluster_domain,
+            search: upstream.search.as_deref(),
+        }
     }
 
     /// SERVFAIL at once: the pod has as many questions waiting as it may.
@@ -178,15 +211,10 @@ impl Resolver {
         if query.class != DNSClass::IN {
             return None;
         }
-        let name = query.name.to_ascii().to_ascii_lowercase();
-        let name = name.trim_end_matches('.');
+        let name = plain(query);
         let upstream = self.upstream.load();
         let config = &self.pod.shared.config;
-        let scope = Scope {
-            namespace: &own.namespace,
-            cluster_domain: &config.dns.cluster_domain,
-            search: upstream.search.as_deref(),
-        };
+        let scope = self.scope(own, &upstream);
         let client = Client {
             namespace: &own.namespace,
             network: &own.network,
@@ -197,7 +225,7 @@ impl Resolver {
         let mut answer = Answer::new(query);
         let (domain, count) = match query.kind {
             RecordType::A | RecordType::AAAA => {
-                let hit = find(name)?;
+                let hit = find(&name)?;
                 let v6 = query.kind == RecordType::AAAA;
                 let addresses = match v6 && !config.ipv6 {
                     true => Vec::new(),
@@ -211,8 +239,7 @@ impl Resolver {
                 (hit.domain, addresses.len())
             }
             RecordType::SRV => {
-                let (port, service) = name.split_once("._tcp.")?;
-                let port = port.strip_prefix('_')?.parse().ok()?;
+                let (port, service) = place(&name)?;
                 let hit = find(service)?;
                 let count = self.places(&client, snapshot, &hit, port, &mut answer)?;
                 (hit.domain, count)
@@ -427,6 +454,19 @@ impl Upstream {
             resolv,
         }
     }
+}
+
+/// In lower case, without the dot at the end.
+fn plain(query: &Query) -> String {
+    let mut name = query.name.to_ascii().to_ascii_lowercase();
+    name.truncate(name.trim_end_matches('.').len());
+    name
+}
+
+/// Port and service of `_80._tcp.service`.
+fn place(name: &str) -> Option<(u16, &str)> {
+    let (port, service) = name.split_once("._tcp.")?;
+    Some((port.strip_prefix('_')?.parse().ok()?, service))
 }
 
 /// For labels: what is asked for often, in lower case.

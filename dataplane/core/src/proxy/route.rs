@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::error::Early;
 use super::pod::Pod;
@@ -12,11 +13,16 @@ use crate::state::{Budget, Told, Workload};
 /// A service, its waypoint, that one's gateway, and one to spare.
 const ROUNDS: usize = 4;
 
+/// A client of DNS asks again, or another server, after five seconds: the nameservers need some.
+const NAMES_WAIT: Duration = Duration::from_secs(2);
+
 /// Names that may be asked for on behalf of one pod, and of the peers that call it: a scan of
 /// addresses must not fill the memory of the node and of the control plane.
 pub struct Budgets {
     own: Budget,
     peers: Budget,
+    /// Of DNS questions: a crawler's names must not use up what its connections need.
+    names: Budget,
 }
 
 impl Default for Budgets {
@@ -25,6 +31,7 @@ impl Default for Budgets {
             // A crawler's addresses of a day.
             own: Budget::new(16_384),
             peers: Budget::new(256),
+            names: Budget::new(2048),
         }
     }
 }
@@ -89,6 +96,25 @@ impl Pod {
         };
         self.demand(&name, &self.budgets.peers).await?;
         Ok(decide()?)
+    }
+
+    /// On demand: has these asked for, and waits until all were answered or the time is over. What
+    /// isn't told in time counts as unknown; where nothing is told at all, nobody waits.
+    pub async fn learn(&self, names: &[String]) {
+        let demand = self.shared.store.demand();
+        for name in names {
+            demand.want(name, &self.budgets.names);
+        }
+        if demand.is_silent() {
+            return;
+        }
+        let patience = self.limits().workload_wait.min(NAMES_WAIT);
+        let end = Instant::now() + patience;
+        for name in names {
+            let left = end.saturating_duration_since(Instant::now());
+            let told = demand.wait(name, left, &self.budgets.names).await;
+            self.shared.telemetry.metrics.on_demand(told);
+        }
     }
 
     /// Fails where nothing is known in time: not to know whether a destination is in the mesh is no

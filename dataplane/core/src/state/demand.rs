@@ -1,8 +1,8 @@
 //! What is asked of the control plane by name, because not everything is sent (facts ztunnel 7.6).
 //!
 //! A name is asked once and stays subscribed; whoever needs it waits until a response names it, as a
-//! resource, an alias of one, or a removal. Names are never forgotten (there is no way to take one
-//! back that istiod understands), so each asker has a budget of them.
+//! resource, an alias of one, or a removal. Names are never forgotten, so each asker has a budget of
+//! them: istiod answers a request that takes one back by removing all (facts istio-ambient 6).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use tokio::time::timeout;
 
 /// Of all askers, gone ones included: with the agent's copy some 40 MB.
 const MOST_NAMES: usize = 131_072;
+
+/// A control plane that knows nothing of one name may leave it unanswered.
+const SILENT_AFTER: u32 = 3;
 
 /// Names that one asker may add for the life of the process.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub struct Demand {
     most: usize,
     /// How many responses were processed.
     responses: watch::Sender<u64>,
+    /// Waits that timed out since the last of them.
+    unanswered: AtomicU32,
     wanted: mpsc::UnboundedSender<Arc<str>>,
     /// Taken by the one that tells the agent. It holds no more names than the budgets allow.
     queue: Mutex<Option<mpsc::UnboundedReceiver<Arc<str>>>>,
@@ -92,11 +97,17 @@ impl Demand {
         match names.get_mut(name) {
             Some(Asked::Answered) => Told::Answered,
             Some(asked) => {
+                self.unanswered.fetch_add(1, Relaxed);
                 *asked = Asked::GivenUp(*self.responses.borrow());
                 Told::TimedOut
             }
             None => Told::TimedOut,
         }
+    }
+
+    /// Nothing was answered for a while: the control plane may be away.
+    pub fn is_silent(&self) -> bool {
+        self.unanswered.load(Relaxed) >= SILENT_AFTER
     }
 
     /// For somebody who waits elsewhere for what comes.
@@ -134,6 +145,7 @@ impl Demand {
                 }
             }
         }
+        self.unanswered.store(0, Relaxed);
         self.responses.send_modify(|count| *count += 1);
     }
 
@@ -155,6 +167,7 @@ impl Default for Demand {
             names: Mutex::default(),
             most: MOST_NAMES,
             responses: watch::Sender::new(0),
+            unanswered: AtomicU32::new(0),
             wanted,
             queue: Mutex::new(Some(queue)),
         }
