@@ -14,6 +14,7 @@ from agent.cli.demo.mesh import Mesh
 from agent.cli.demo.netns import FOLDER
 from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
 from agent.cli.demo.world import PREFIX, World, cgroup2_mounts, down
+from tests.support.capture import CAPTURE_MODES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -51,8 +52,15 @@ def new_prefix() -> Callable[[], str]:
     return lambda: f"t{os.getpid()}x{next(_numbers)}"
 
 
+@pytest.fixture(scope="module", params=CAPTURE_MODES)
+def capture(request: pytest.FixtureRequest) -> str:
+    """How the mesh of the test catches traffic."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def world(new_prefix: Callable[[], str]) -> Iterator[World]:
+def world(new_prefix: Callable[[], str], capture: str) -> Iterator[World]:
+    """A mode's own: what one mode left behind can't help the other."""
     made = World(new_prefix())
     made.up()
     yield made
@@ -60,10 +68,13 @@ def world(new_prefix: Callable[[], str]) -> Iterator[World]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     """Two nodes without pods; processes are started by `shop` or by the test."""
     folder = tmp_path_factory.mktemp("mesh")
-    made = Mesh(world, folder, folder / "run", agent_options=("--log-filter=info",))
+    options = ("--log-filter=info", f"--capture={capture}")
+    made = Mesh(world, folder, folder / "run", agent_options=options)
     made.prepare()
     yield made
     world.down()

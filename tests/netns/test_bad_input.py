@@ -222,13 +222,14 @@ async def test_half_broken_manifest_costs_only_what_is_broken(mesh: Mesh, shop: 
 
 @pytest.fixture
 async def brief(
-    new_prefix: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+    new_prefix: Callable[[], str], capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mesh]:
     """Two nodes whose certificates live for seconds."""
     world = World(new_prefix())
     folder = tmp_path_factory.mktemp("brief")
     world.up()
-    mesh = Mesh(world, folder, folder / "run", agent_options=("--log-filter=info", "--ca-ttl=6s"))
+    options = ("--log-filter=info", "--ca-ttl=6s", f"--capture={capture}")
+    mesh = Mesh(world, folder, folder / "run", agent_options=options)
     mesh.prepare()
     mesh.apply("namespace", manifests.namespace(NAMESPACE))
     yield mesh

@@ -27,11 +27,14 @@ DEMANDS = f"namespaces: {{{NAMESPACE}: {{registryOnly: on, waypointRequired: dry
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     settings = folder / "agent.yaml"
     settings.write_text(DEMANDS)
-    made = Mesh(world, folder, folder / "run", agent_options=(f"--config={settings}",))
+    options = (f"--capture={capture}", f"--config={settings}")
+    made = Mesh(world, folder, folder / "run", agent_options=options)
     made.prepare()
     yield made
     world.down()

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scripted(
-    new_prefix: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+    new_prefix: Callable[[], str], capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ScriptedMesh]:
     """web, db (echo) and api (nginx) on one node, all captured."""
     world = World(new_prefix(), nodes=1)
@@ -45,7 +45,8 @@ async def scripted(
     folder = tmp_path_factory.mktemp("scripted")
     (node,) = world.nodes
     async with FakeControlPlane(SmallCa(), namespace=node.namespace) as plane:
-        mesh = ScriptedMesh(world, folder, folder / "run", plane=plane)
+        options = (f"--capture={capture}",)
+        mesh = ScriptedMesh(world, folder, folder / "run", options, plane=plane)
         serving = asyncio.create_task(mesh.serve())
         mesh.prepare()
         mesh.add(*(pod(mesh, name) for name in ("web", "db", "api")))

@@ -68,8 +68,10 @@ async def serials(mesh: Mesh) -> set[str]:
     return {entry["serial"] for entries in held for entry in entries}
 
 
-async def test_a_root_rotates_under_traffic_and_drops_nothing(world: World, tmp_path: Path) -> None:
-    mesh = Mesh(world, tmp_path, tmp_path / "run")
+async def test_a_root_rotates_under_traffic_and_drops_nothing(
+    world: World, capture: str, tmp_path: Path
+) -> None:
+    mesh = Mesh(world, tmp_path, tmp_path / "run", agent_options=(f"--capture={capture}",))
     mesh.prepare()
     try:
         shop = build(mesh)

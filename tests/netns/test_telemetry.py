@@ -61,11 +61,14 @@ UNSTABLE = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     """Conftest's, with an exporter, short-lived series, and a name for dashboards."""
     folder = tmp_path_factory.mktemp("mesh")
     options = (
         "--log-filter=info",
+        f"--capture={capture}",
         f"--telemetry-otlp-endpoint=http://{world.nodes[0].ipv4}:4317",
         f"--telemetry-series-ttl={SERIES_TTL:g}s",
         "--telemetry-istio-version=1.30-test",

@@ -27,10 +27,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     """Each node follows a CRL of its own, which isn't there at first."""
     folder = tmp_path_factory.mktemp("trust")
-    made = Mesh(world, folder, folder / "run")
+    made = Mesh(world, folder, folder / "run", agent_options=(f"--capture={capture}",))
     made.prepare()
     yield made
     world.down()

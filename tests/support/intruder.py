@@ -1,0 +1,113 @@
+"""Runs the programs of tests/attacks inside pods, with the rights a pod would have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from agent.cli.demo.manifests import Pod
+
+ROOT = Path(__file__).parents[2]
+# What a container runtime gives to a container that asks for nothing. NET_RAW is among it.
+POD_DEFAULT = (
+    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
+    *("net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+)
+NET_RAW = POD_DEFAULT
+NET_ADMIN = (*POD_DEFAULT, "net_admin")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a program told of one attempt."""
+
+    name: str
+    facts: dict[str, Any]
+
+    @property
+    def greeting(self) -> str:
+        return str(self.facts.get("greeting", ""))
+
+    @property
+    def error(self) -> str:
+        return str(self.facts.get("error", ""))
+
+    @property
+    def echoed(self) -> bool:
+        return bool(self.facts.get("echoed"))
+
+
+async def run(
+    pod: Pod,
+    program: str,
+    *arguments: object,
+    rights: Sequence[str] = POD_DEFAULT,
+    prefix: Sequence[str] = (),
+    seconds: float = 60,
+) -> list[Heard]:
+    """Starts `tests.attacks.PROGRAM` in the pod's namespace and waits for its end, which must be
+    a good one. `prefix` is a command between the namespace and the program."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(pod, program, arguments, rights, prefix), stdout=PIPE, stderr=PIPE, cwd=ROOT
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate()
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == 0, f"{program} {arguments}: {err.decode()}{out.decode()}"
+    return [heard(line) for line in out.splitlines()]
+
+
+@asynccontextmanager
+async def started(
+    pod: Pod, program: str, *arguments: object, rights: Sequence[str] = POD_DEFAULT
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program that runs for the length of the block, and is killed at its end. It is given when
+    it has printed its first line."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(pod, program, arguments, rights, ()), stdin=PIPE, stdout=PIPE, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline(), f"{program} ended at once"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def heard(line: bytes) -> Heard:
+    facts = json.loads(line)
+    return Heard(facts.pop("name"), facts)
+
+
+def _command(
+    pod: Pod,
+    program: str,
+    arguments: Sequence[object],
+    rights: Sequence[str],
+    prefix: Sequence[str],
+) -> list[str]:
+    bounds = ",".join(["-all", *(f"+{right}" for right in rights)])
+    return [
+        # The death signal is set last: a change of rights would clear it.
+        *("nsenter", f"--net={pod.sandbox.path}"),
+        *("setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", "--ambient-caps=-all"),
+        *("--pdeathsig", "KILL", *prefix),
+        *(sys.executable, "-m", f"tests.attacks.{program}", *map(str, arguments)),
+    ]
