@@ -4,6 +4,7 @@ paths on ports.
 Binding comes first and may fail; serving starts with it, answers say what isn't ready.
 """
 
+import asyncio
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ from agent.admin.api import admin_app
 from agent.admin.health import readiness_app
 from agent.admin.local import local_app
 from agent.admin.metrics import metrics_app
+from agent.admin.patience import Patience
 from agent.errors import PortInUse
 from agent.levels import Levels
 from agent.report import Report
@@ -25,6 +27,8 @@ from agent.slices import Config, RunPaths
 
 # A client that doesn't read is let go.
 _SHUTDOWN = 1.0
+# Whoever opens connections for nothing must not keep a scraper out.
+_BACKLOG = 1024
 
 
 class Servers:
@@ -46,6 +50,7 @@ class Servers:
         self._replace = replace
         self._end = end
         self._runners: list[web.AppRunner] = []
+        self._listening: list[asyncio.Server] = []
         # Name -> host:port as bound, for port 0.
         self.bound: dict[str, str] = {}
 
@@ -81,13 +86,20 @@ class Servers:
         await self._close()
 
     async def _serve(self, app: web.Application, bound: list[socket.socket]) -> None:
+        patience = Patience()
+        app.middlewares.insert(0, patience.middleware)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN)
         self._runners.append(runner)
         await runner.setup()
+        assert runner.server is not None  # set by setup
+        factory = patience.watched(runner.server)
+        loop = asyncio.get_running_loop()
         for one in bound:
-            await web.SockSite(runner, one).start()
+            self._listening.append(await loop.create_server(factory, sock=one, backlog=_BACKLOG))
 
     async def _close(self) -> None:
+        for server in self._listening:
+            server.close()
         for runner in self._runners:
             await runner.cleanup()
         self._paths.admin_socket.unlink(missing_ok=True)
