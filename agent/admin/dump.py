@@ -10,7 +10,6 @@ from datetime import timedelta
 
 from agent import yaml_text
 from agent.dataplane import Dataplane
-from agent.report import version
 from agent.settings import Listen
 from agent.slices import Config
 
@@ -20,10 +19,11 @@ _FROM_DATAPLANE = (
     "policies",
     "services",
     "stagedServices",
+    "version",
     "workloadState",
     "workloads",
 )
-OWN = ("config", "staticConfig", "version")
+OWN = ("config", "staticConfig")
 
 
 async def config_dump(config: Config, dataplane: Dataplane) -> AsyncIterator[bytes]:
@@ -45,8 +45,6 @@ async def own_section(config: Config, name: str) -> dict[str, object]:
     """One of OWN."""
     if name == "config":
         return config_view(config)
-    if name == "version":
-        return _version(config)
     return await asyncio.to_thread(_static, config)
 
 
@@ -124,14 +122,6 @@ def config_view(config: Config) -> dict[str, object]:
         "ipv6Enabled": config.capture.ipv6,
         "enableEnhancedBaggage": wire.response_baggage,
     }
-
-
-def _version(config: Config) -> dict[str, object]:
-    found = dict.fromkeys(
-        ("gitRevision", "rustVersion", "buildProfile", "buildStatus", "cryptoProvider"), "unknown"
-    )
-    istio = config.source.metadata.get("ISTIO_VERSION", "unknown")
-    return {"version": version(), **found, "istioVersion": istio}
 
 
 def _static(config: Config) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from agent.cli.demo.mesh import Mesh
     from agent.cli.demo.shop import Shop
 
+# facts ztunnel 13.1
+VERSION = (
+    *("version", "gitRevision", "rustVersion", "buildProfile", "buildStatus"),
+    *("istioVersion", "cryptoProvider"),
+)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -92,6 +98,12 @@ async def test_dump_holds_everything_with_and_without_an_agent(
     assert {"db", "web"} <= {row["name"] for row in whole["workloads"]}
     assert whole["workloadState"][shop.db.uid]["state"] == "Up"
     assert whole["config"]["localNode"] == node.name
+    version = whole["version"]
+    assert list(version) == sorted(VERSION)
+    assert version["rustVersion"].startswith("rustc ")
+    assert version["buildProfile"] in ("debug", "release")
+    # A tree without its repository knows no revision.
+    assert re.fullmatch("[0-9a-f]{40}|unknown", version["gitRevision"])
     section = await ask(mesh.run_dir, node.name, "dump", "services")
     assert {row["name"] for row in json.loads(section.text)} == {"api", "db"}
     assert "PRIVATE KEY" not in file.read_text()
@@ -102,6 +114,7 @@ async def test_dump_holds_everything_with_and_without_an_agent(
     assert said.tells(f"The agent of {node.name} is away", "left out", "config, staticConfig")
     without = json.loads(file.read_text())
     assert without["workloads"] == whole["workloads"]
+    assert without["version"] == version
     await mesh.start_agent(node)
     await mesh.settled()
 

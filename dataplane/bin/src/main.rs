@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use underpass_core::control::{self, NotReady, Options, SocketError};
+use underpass_core::control::{self, Build, NotReady, Options, SocketError};
 
 mod heap;
 
@@ -40,6 +40,13 @@ enum Command {
     /// Prints the version
     Version,
 }
+
+const BUILD: Build = Build {
+    revision: env!("UNDERPASS_BUILD_REVISION"),
+    rust: env!("UNDERPASS_BUILD_RUST"),
+    profile: env!("UNDERPASS_BUILD_PROFILE"),
+    status: env!("UNDERPASS_BUILD_STATUS"),
+};
 
 /// sysexits.h, so that a supervisor can tell what asking again may help.
 mod exit {
@@ -76,6 +83,7 @@ fn main() -> ExitCode {
         socket,
         cgroup: arguments.cgroup,
         workers: arguments.workers,
+        build: BUILD,
     };
     if let Err(error) = control::prepare(&options) {
         return fail(not_ready(&error), &error.to_string());

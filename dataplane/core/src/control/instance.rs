@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::agent::AgentSlot;
+use super::build::Build;
 use super::failure::{Code, Failure};
 use super::pods::Pods;
 use super::status;
@@ -24,6 +25,7 @@ pub(super) struct Instance {
     pub id: String,
     /// "" when it was given none.
     pub cgroup: String,
+    pub build: Build,
     pub agent: Arc<AgentSlot>,
     pub certs: Arc<CertStore>,
     /// Told once the process should end.
@@ -49,13 +51,14 @@ struct Apply {
 
 impl Instance {
     /// Needs a tokio context.
-    pub fn new(cgroup: Option<&Path>, install_log: bool) -> Arc<Self> {
+    pub fn new(cgroup: Option<&Path>, build: Build, install_log: bool) -> Arc<Self> {
         let (certs, wanted) = CertStore::new();
         let agent = Arc::new(AgentSlot::default());
         tokio::spawn(forward(wanted, agent.clone()));
         Arc::new(Self {
             id: format!("{:016x}", rand::random::<u64>()),
             cgroup: cgroup.map_or(String::new(), |path| path.display().to_string()),
+            build,
             agent,
             certs,
             exit: Notify::new(),

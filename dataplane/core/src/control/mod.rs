@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 mod agent;
 mod answer;
+mod build;
 mod cgroup;
 mod failure;
 mod frame;
@@ -24,6 +25,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+pub use build::Build;
 pub use prepare::{NotReady, prepare};
 pub use socket::SocketError;
 
@@ -42,6 +44,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// 0: half as many as cores.
     pub workers: usize,
+    /// For the dump.
+    pub build: Build,
 }
 
 /// Runs until SIGTERM's drain or a Drain request with `exit` is done. The second signal cuts.
@@ -50,7 +54,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error + Sen
     let mut stop = Stop::new()?;
     let socket = ControlSocket::bind(&options.socket)?;
     let file = socket.file();
-    let instance = Instance::new(options.cgroup.as_deref(), true);
+    let instance = Instance::new(options.cgroup.as_deref(), options.build, true);
     let server = tokio::spawn(socket.serve(instance.clone()));
     tokio::select! {
         () = stop.signalled() => drain(&instance, &mut stop).await,

@@ -82,6 +82,11 @@ pub(super) async fn dump(
             let json = off_the_workers(move || certs.dump().to_string()).await?;
             whole(json.into(), answer).await
         }
+        "version" => {
+            let istio = &node.shared.config.telemetry.istio_version;
+            let json = instance.build.dump(istio);
+            whole(json.to_string().into(), answer).await
+        }
         "workloadState" => {
             let pods = node.pods.clone();
             let json = off_the_workers(move || pods.dump().to_string()).await?;
@@ -91,7 +96,7 @@ pub(super) async fn dump(
             let (store, name) = (node.shared.store.clone(), section.to_owned());
             let pieces = off_the_workers(move || store.dump(&name)).await?;
             let unknown = "no such section: workloads, services, stagedServices, policies, \
-                           certificates, workloadState";
+                           certificates, workloadState, version";
             match pieces {
                 Some(pieces) => stream(pieces, answer).await,
                 None => Err(Failure::new(Code::NotFound, section, unknown)),

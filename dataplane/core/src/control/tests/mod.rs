@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::build::Build;
 use super::failure::Code;
 use super::frame;
 use super::instance::Instance;
@@ -47,7 +48,7 @@ struct Plane {
 impl Plane {
     fn start() -> Self {
         let socket = temporary("sock");
-        let instance = Instance::new(None, false);
+        let instance = Instance::new(None, Build::default(), false);
         let bound = ControlSocket::bind(&socket).expect("a free path");
         let server = tokio::spawn(bound.serve(instance.clone()));
         Self {
