@@ -202,6 +202,7 @@ class Feed:
                 self._source.wanted(dataplane, event.resource_wanted.name)
             case "pod_drained":
                 log.info("pod drained", extra={"uid": event.pod_drained.uid})
+                self._reconciler.pod_drained(event.pod_drained.uid)
             case "listener_lost":
                 lost = event.listener_lost
                 log.error(

@@ -32,7 +32,8 @@ _PROBE = 0.02
 _NAMESPACES = Path("/run/netns")
 
 _OURS = re.compile(
-    r"admin\.sock|agent\.pid|captured\.(json|new)|dataplane\.sock(\.new)?|dataplane-\d+\.sock"
+    r"admin\.sock|agent\.pid|(captured|roots)\.(json|new)"
+    r"|dataplane\.sock(\.new)?|dataplane-\d+\.sock"
 )
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -121,7 +122,7 @@ class Report:
             return None, None
         try:
             async with asyncio.timeout(PATIENCE):
-                return {status.pod.uid: status for status in await dataplane.list_pods()}, None
+                return _by_uid(await dataplane.list_pods()), None
         except TimeoutError:
             return None, DataplaneSilent(f"it didn't tell its pods in {PATIENCE:g} s")
         except DataplaneError as exc:
@@ -251,6 +252,19 @@ class Report:
             ),
             problems=tuple(problems),
         )
+
+
+def _by_uid(statuses: Iterable[control_pb2.PodStatus]) -> dict[str, control_pb2.PodStatus]:
+    """A pod that came back while it drained is told twice, and has the connections of both."""
+    found: dict[str, control_pb2.PodStatus] = {}
+    for status in statuses:
+        if (other := found.get(status.pod.uid)) is not None:
+            if other.state == control_pb2.PodStatus.UP:
+                status, other = other, status
+            status.inbound_connections += other.inbound_connections
+            status.outbound_connections += other.outbound_connections
+        found[status.pod.uid] = status
+    return found
 
 
 def _doubted(view: PodView, status: control_pb2.PodStatus | None) -> PodView:

@@ -25,7 +25,7 @@ class PodView:
     service_account: str
     netns: str
     # captured, capturing, served (by rules of somebody else), adding, waiting for …, not captured,
-    # failed, removing.
+    # failed, draining, removing.
     state: str
     # Our rules are in its namespace.
     captured: bool

@@ -117,6 +117,11 @@ class Redirect(Protocol):
         """Problems in words; () when everything is as `install` would leave it. Raises
         RedirectError when the namespace can't be read."""
 
+    async def release(self, target: Target) -> None:
+        """For a pod that leaves the mesh: its new connections aren't captured any more, those that
+        were go on as they are until `remove`. Safe to repeat, and ended by `install`, too. On
+        failure the pod is captured as before. Raises RedirectError."""
+
     async def remove(self, target: Target) -> None:
         """Leaves nothing of ours in the namespace; safe to repeat."""
 

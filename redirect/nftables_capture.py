@@ -144,6 +144,12 @@ class NftablesCapture:
             self._references.clear()
         return problems
 
+    async def release(self, target: Target) -> None:
+        """Policy routing stays: replies of spoofed connections need it."""
+        self._proofs.pop(target.uid, None)
+        text = ruleset.render_draining(self._config, target)
+        await self._in_pod(target, lambda: nft.run(text))
+
     async def remove(self, target: Target) -> None:
         self._proofs.pop(target.uid, None)
 

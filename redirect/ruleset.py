@@ -65,6 +65,34 @@ def render(config: CaptureConfig, target: Target, exempt: Sequence[CgroupMatch])
     return f"{delete()}table {FAMILY} {TABLE} {{\n{body}}}\n"
 
 
+def render_draining(config: CaptureConfig, target: Target) -> str:
+    """One transaction that leaves of the table what captured connections need to go on: the hooks
+    that translate them, and the way back to the data plane. New ones meet no rule.
+
+    A UDP socket of the app keeps its mapping to the data plane for as long as it asks; in the zone
+    it asks anew.
+    """
+    chains = [
+        _chain("mangle_prerouting", "filter hook prerouting priority -150", _remember(config)),
+        _chain("mangle_output", "route hook output priority -150", _restore()),
+        # Empty: without a chain of this type the kernel translates no packet any more.
+        _chain("nat_prerouting", "nat hook prerouting priority -100", iter(())),
+        _chain("nat_output", "nat hook output priority -100", iter(())),
+        _chain("filter_postrouting", "filter hook postrouting priority 0", _check_leaving()),
+    ]
+    if target.dns and config.ports.dns is not None:
+        answers = _rule(
+            'iifname != "lo" udp sport 53', f"ct zone set {DNS_ZONE}", "dns-answer-zone"
+        )
+        queries = _rule('oifname != "lo" udp dport 53', f"ct zone set {DNS_ZONE}", "dns-query-zone")
+        chains.append(
+            _chain("raw_prerouting", "filter hook prerouting priority -300", iter((answers,)))
+        )
+        chains.append(_chain("raw_output", "filter hook output priority -300", iter((queries,))))
+    body = "\n".join(chains)
+    return f"{delete()}table {FAMILY} {TABLE} {{\n{body}}}\n"
+
+
 def delete() -> str:
     """Deletes the table whether it is there or not: adding first makes the deletion valid."""
     return f"add table {FAMILY} {TABLE}\ndelete table {FAMILY} {TABLE}\n"

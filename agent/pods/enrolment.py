@@ -21,6 +21,7 @@ class Step(enum.Enum):
     VERIFY = "compare its rules"
     CHANGE = "change its DNS"
     # Away from it: never bare ports that rules still point to.
+    RELEASE = "let its new connections past"
     UNCAPTURE = "take its rules away"
     REMOVE = "take it from the data plane"
     CLOSE = "close its network namespace"
@@ -57,6 +58,10 @@ class Enrolment:
     # Generation of the data plane that listens for it; 0 none.
     added_to: int = 0
     captured: bool = False
+    # Of the capture only what its open connections need is left; new ones are plain.
+    released: bool = False
+    # Loop time by which they end, told or not; 0 while nobody waits for them.
+    drained_by: float = 0.0
     # They may be of an earlier configuration.
     stale: bool = True
     # Loop time of the next comparison; 0 at once.
@@ -75,7 +80,7 @@ class Enrolment:
 
     def next(self, node: Node, now: float) -> Step:
         if self.wanted != self.pod or self.moved:
-            return Step.CHANGE if self._changes_in_place() else self._leaving(node)
+            return Step.CHANGE if self._changes_in_place() else self._leaving(node, now)
         if self.netns_fd < 0:
             return Step.OPEN
         if node.generation and self.added_to != node.generation:
@@ -88,19 +93,41 @@ class Enrolment:
         capturing = node.capturing and not self.pod.only_ports
         return Step.CAPTURE if capturing and ready else Step.REST
 
-    def _leaving(self, node: Node) -> Step:
-        if self.captured:
-            return Step.UNCAPTURE
+    def _leaving(self, node: Node, now: float) -> Step:
         # Without that data plane nothing can be told; KeepPods tells the next one.
-        if self.added_to and self.added_to == node.generation:
+        served = self.added_to != 0 and self.added_to == node.generation
+        if self.captured:
+            gently = served and (self.wanted is None or self._stays_in_its_place())
+            return Step.RELEASE if gently else Step.UNCAPTURE
+        if served:
             return Step.REMOVE
+        if self.released:
+            if self._stays_in_its_place():
+                # Captured again in a moment, which brings back what is missing.
+                return Step.ADOPT
+            return Step.REST if now < self.drained_by else Step.UNCAPTURE
         if self.netns_fd >= 0:
             return Step.CLOSE
         return Step.FORGET if self.wanted is None else Step.ADOPT
 
+    def _stays_in_its_place(self) -> bool:
+        wanted = self.wanted
+        return wanted is not None and not self.moved and wanted.netns == self.pod.netns
+
     def _changes_in_place(self) -> bool:
         wanted = self.wanted
         return wanted is not None and not self.moved and wanted.differs_only_in_dns(self.pod)
+
+    def drained(self) -> None:
+        """None of its connections is left, or nobody is left to wait for."""
+        if self.drained_by:
+            self.drained_by = 0.0
+            self.try_again()
+
+    @property
+    def rests_until(self) -> float:
+        """Loop time at which REST may turn into another step by itself."""
+        return self.drained_by if self.drained_by else self.verify_at
 
     def succeeded(self) -> None:
         self.failures, self.error, self.retry_at = 0, None, 0.0

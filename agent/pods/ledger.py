@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import PodError
@@ -20,6 +21,8 @@ class Held:
 
     pod: Pod
     netns: NetnsId
+    # It left the mesh, and only its open connections use what is left there, no longer than this.
+    drains_until: datetime | None = None
 
     def open(self) -> int | None:
         """None when the path names no such namespace any more: then the rules went with it."""
@@ -70,8 +73,8 @@ class Ledger:
             )
         return list(self._held.values())
 
-    def add(self, pod: Pod, netns: NetnsId) -> None:
-        held = Held(pod, netns)
+    def add(self, pod: Pod, netns: NetnsId, drains_until: datetime | None = None) -> None:
+        held = Held(pod, netns, drains_until)
         if self._held.get(pod.uid) != held:
             self._held[pod.uid] = held
             self._write()
@@ -106,6 +109,7 @@ def _entry(held: Held) -> dict[str, object]:
         "follow": pod.netns.follow,
         "inode": netns.inode,
         "device": netns.device,
+        "drainsUntil": held.drains_until.timestamp() if held.drains_until else None,
     }
 
 
@@ -119,6 +123,11 @@ def _held(entry: dict[str, object]) -> Held:
     inode, device = entry["inode"], entry["device"]
     if not isinstance(inode, int) or not isinstance(device, int):
         raise TypeError("inode, device: numbers are wanted")
+    # Notes of earlier releases don't have it.
+    until = entry.get("drainsUntil")
+    if not isinstance(until, int | float | None):
+        raise TypeError("drainsUntil: a number is wanted")
     path = NetnsPath(Path(text("netns")), follow=bool(entry["follow"]))
     pod = Pod(text("uid"), text("name"), text("namespace"), text("serviceAccount"), path)
-    return Held(pod, NetnsId(inode, device))
+    drains_until = None if until is None else datetime.fromtimestamp(until, UTC)
+    return Held(pod, NetnsId(inode, device), drains_until)

@@ -1,8 +1,8 @@
 """Brings every pod from what is to what is wanted: one task a pod, one step at a time.
 
 Adding: namespace opened, then the data plane listens, then (once it knows the mesh) redirection,
-then proof by reading back. Removing goes the other way. A step that fails leaves nothing behind
-and is repeated when its error may pass.
+then proof by reading back. Removing goes the other way; between, what a living pod has open may
+end by itself. A step that fails leaves nothing behind and is repeated when its error may pass.
 """
 
 import asyncio
@@ -121,8 +121,14 @@ class Reconciler:
         while True:
             await asyncio.sleep(NAMESPACES_INTERVAL)
             for entry in self._pods.values():
-                lost = entry.captured and entry.pod.netns.identity() != entry.netns
-                if lost and entry.error is None:
+                if not entry.captured and not entry.drained_by:
+                    continue
+                if entry.pod.netns.identity() == entry.netns:
+                    continue
+                if entry.drained_by:
+                    entry.drained_by = _now()
+                    entry.wake.set()
+                elif entry.error is None:
                     entry.verify_at = 0.0
                     entry.wake.set()
 
@@ -161,7 +167,13 @@ class Reconciler:
                 continue
             # Its uid may be listed with another namespace.
             pod = held.pod if uid not in self._pods else replace(held.pod, uid=f"{uid} (former)")
-            left = Enrolment(pod, None, netns_fd=fd, netns=held.netns, captured=True)
+            left = Enrolment(pod, None, netns_fd=fd, netns=held.netns)
+            if held.drains_until is None:
+                left.captured = True
+            else:
+                # A data plane may have its connections still; who else looks here, may have it.
+                left.released = True
+                left.drained_by = _now() + self._steps.still_drains(held.drains_until)
             self._pods[pod.uid] = left
             self._tasks[pod.uid] = asyncio.create_task(self._drive(left), name=f"pod {pod.key}")
             log.info("pod left while no agent ran", extra={"pod": pod.key, "uid": pod.uid})
@@ -187,6 +199,8 @@ class Reconciler:
         self._stop_announcing()
         self._dataplane = None
         self._synced = False
+        for enrolment in self._pods.values():
+            enrolment.drained()
         if self._kept:
             # They went with it, and can't be added without a namespace.
             log.warning("pods lost with their data plane", extra={"uids": sorted(self._kept)})
@@ -197,6 +211,11 @@ class Reconciler:
         self._synced = True
         self._mesh_known.set()
         self._wake_all()
+
+    def pod_drained(self, uid: str) -> None:
+        """The data plane has no connection of it any more."""
+        if (enrolment := self._pods.get(uid)) is not None:
+            enrolment.drained()
 
     def listener_lost(self, uid: str) -> None:
         """The data plane stopped listening in a pod: add it again."""
@@ -282,7 +301,7 @@ class Reconciler:
                 return
             if step is Step.REST or now < enrolment.retry_at:
                 self._tell_outcome(step, enrolment)
-                until = enrolment.retry_at if step is not Step.REST else enrolment.verify_at
+                until = enrolment.retry_at if step is not Step.REST else enrolment.rests_until
                 await _wait(enrolment.wake, until - now)
                 continue
             async with self._turns.turn():
@@ -345,8 +364,11 @@ class Reconciler:
             case Step.CHANGE:
                 present = enrolment.added_to == self._generation
                 await steps.change(enrolment, self._dataplane if present else None)
+            case Step.RELEASE:
+                await steps.release(enrolment)
             case Step.UNCAPTURE:
-                await steps.uncapture(enrolment)
+                late = enrolment.drained_by != 0.0
+                await steps.uncapture(enrolment, self._dataplane if late else None)
             case Step.REMOVE:
                 # Planned only for a pod of the present generation.
                 assert self._dataplane is not None
@@ -449,7 +471,7 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
 def state(enrolment: Enrolment, node: Node) -> str:
     """In words that need no manual."""
     if enrolment.wanted is None:
-        return "removing"
+        return "draining" if enrolment.drained_by else "removing"
     if enrolment.error is not None:
         return "failed"
     if not node.generation:

@@ -4,6 +4,7 @@ A step either changes the enrolment's facts to what is now true, or raises with 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from agent.dataplane import InUse
+from agent.dataplane import DataplaneError, InUse
 from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.namespaces import NamespaceTable
 from agent.pods.dns import DnsRules
@@ -32,6 +33,12 @@ _ENFORCEMENT = {
     "dry-run": control_pb2.ENFORCEMENT_DRY_RUN,
     "on": control_pb2.ENFORCEMENT_ON,
 }
+
+
+# The data plane's own, where none is configured (control.proto, Limits).
+DRAIN_DEADLINE = timedelta(seconds=5)
+# Beyond the deadline, for what a data plane does at it and for its word to arrive.
+DRAIN_GRACE = timedelta(seconds=2)
 
 
 class PodTarget(Protocol):
@@ -111,16 +118,24 @@ class Steps:
         fd = pod.netns.open()
         found = netns_id(fd)
         for other in others:
-            if other is not enrolment and other.netns == found:
+            if other is enrolment or other.netns != found:
+                continue
+            if not (other.released and other.drained_by):
                 os.close(fd)
                 raise NetnsTaken(f"{pod.netns}: already the network namespace of {other.pod.key}")
+            # What it left there is from now on this pod's, whose rules will take its place.
+            self._ledger.add(pod, found)
+            self._ledger.discard(other.pod.uid)
+            enrolment.released, other.released = True, False
+            other.drained()
         enrolment.netns_fd, enrolment.netns = fd, found
 
     async def add(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
         """Rules of an earlier life are brought up to date before the data plane listens: they
         may exempt only a data plane that is no more, and would lead this one back to itself."""
         pod = enrolment.pod
-        if self._redirect is not None and enrolment.stale and not pod.only_ports:
+        stale = enrolment.stale and not enrolment.released
+        if self._redirect is not None and stale and not pod.only_ports:
             await self._refresh(self._redirect, enrolment)
         try:
             await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
@@ -160,8 +175,9 @@ class Steps:
             # Half a capture is worse than none: it looks like one.
             await redirect.remove(target)
             self._ledger.discard(enrolment.pod.uid)
+            enrolment.released = False
             raise CaptureError(f"{target.name}: {'; '.join(problems)}")
-        enrolment.captured = True
+        enrolment.captured, enrolment.released, enrolment.drained_by = True, False, 0.0
         self._proven(enrolment)
         log.info("pod captured", extra=_fields(enrolment))
 
@@ -223,7 +239,30 @@ class Steps:
 
     # ---- away from it
 
-    async def uncapture(self, enrolment: Enrolment) -> None:
+    async def release(self, enrolment: Enrolment) -> None:
+        """New connections go past the mesh at once, before their listeners go. Those of a pod that
+        is gone have nobody to go on for: its rules are taken away as a whole."""
+        if not _alive(enrolment):
+            await self.uncapture(enrolment, None)
+            return
+        try:
+            await self._present().release(_target(enrolment))
+        except NetnsGone:
+            await self.uncapture(enrolment, None)
+            return
+        self._note(enrolment, datetime.now(UTC) + self._patience)
+        enrolment.captured, enrolment.released = False, True
+        enrolment.verified = None
+        enrolment.verify_at = 0.0
+        log.info("pod released", extra=_fields(enrolment))
+
+    async def uncapture(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
+        """The data plane is given for a pod that didn't drain in time: what is left is cut first,
+        while its packets still go where those before went."""
+        enrolment.drained_by = 0.0
+        if dataplane is not None:
+            with contextlib.suppress(DataplaneError):
+                await dataplane.remove_pod(enrolment.pod.uid, drain=False)
         try:
             await self._present().remove(_target(enrolment))
         except NetnsGone as exc:
@@ -231,15 +270,17 @@ class Steps:
             # failure leaves them there, and the pod without a proxy: it stays, with its error.
             log.info("pod's rules went with it", extra=_fields(enrolment) | {"why": exc})
         self._ledger.discard(enrolment.pod.uid)
-        enrolment.captured = False
+        enrolment.captured = enrolment.released = False
         enrolment.verified = None
         enrolment.verify_at = 0.0
 
     async def remove(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
         """A pod that still runs leaves the mesh gently; one that is gone has nobody to wait for.
         A namespace by descriptor can't tell the two apart, so it is cut (facts ztunnel 11.2)."""
-        netns = enrolment.pod.netns
-        alive = not netns.lasting and not enrolment.moved and netns.identity() == enrolment.netns
+        alive = _alive(enrolment)
+        if alive and enrolment.released:
+            now = asyncio.get_running_loop().time()
+            enrolment.drained_by = now + self._patience.total_seconds()
         await dataplane.remove_pod(
             enrolment.pod.uid, drain=alive, deadline=self._drain_deadline if alive else None
         )
@@ -258,9 +299,19 @@ class Steps:
     async def end(self) -> None:
         await self._threads.close()
 
-    def _note(self, enrolment: Enrolment) -> None:
+    def _note(self, enrolment: Enrolment, drains_until: datetime | None = None) -> None:
         assert enrolment.netns is not None  # open, or there would be nowhere to put rules
-        self._ledger.add(enrolment.pod, enrolment.netns)
+        self._ledger.add(enrolment.pod, enrolment.netns, drains_until)
+
+    def still_drains(self, until: datetime) -> float:
+        """Seconds, by a note that another clock may have written."""
+        left = min(until - datetime.now(UTC), self._patience)
+        return max(left.total_seconds(), 0.0)
+
+    @property
+    def _patience(self) -> timedelta:
+        """For the word that a pod is drained."""
+        return (self._drain_deadline or DRAIN_DEADLINE) + DRAIN_GRACE
 
     def _present(self) -> Redirect:
         assert self._redirect is not None  # no step that captures is planned without it
@@ -286,6 +337,12 @@ def message(pod: Pod) -> control_pb2.Pod:
     return control_pb2.Pod(
         uid=pod.uid, name=pod.name, namespace=pod.namespace, service_account=pod.service_account
     )
+
+
+def _alive(enrolment: Enrolment) -> bool:
+    """Its namespace is still that of a pod, as far as can be told."""
+    netns = enrolment.pod.netns
+    return not netns.lasting and not enrolment.moved and netns.identity() == enrolment.netns
 
 
 def _still_there(enrolment: Enrolment) -> None:

@@ -25,7 +25,10 @@ class FakeRedirect:
         self.install_faults: dict[str, list[RedirectError]] = {}
         # uids whose rules never read back as they should.
         self.unverifiable: set[str] = set()
-        # Errors for the next calls of remove.
+        # uids of pods whose open connections alone are served.
+        self.released: set[str] = set()
+        # Errors for the next calls of release and of remove.
+        self.release_faults: list[RedirectError] = []
         self.remove_faults: list[RedirectError] = []
 
     async def probe(self) -> Probe:
@@ -36,6 +39,7 @@ class FakeRedirect:
         if faults := self.install_faults.get(target.uid):
             raise faults.pop(0)
         self.installed[target.uid] = self.config
+        self.released.discard(target.uid)
         self.dns[target.uid] = target.dns
         self.heard("install")
 
@@ -48,11 +52,19 @@ class FakeRedirect:
             return ("the table is missing or stale",)
         return ()
 
+    async def release(self, target: Target) -> None:
+        self.calls["release"] += 1
+        if self.release_faults:
+            raise self.release_faults.pop(0)
+        self.installed.pop(target.uid, None)
+        self.released.add(target.uid)
+
     async def remove(self, target: Target) -> None:
         self.calls["remove"] += 1
         if self.remove_faults:
             raise self.remove_faults.pop(0)
         self.installed.pop(target.uid, None)
+        self.released.discard(target.uid)
 
     async def list(self, target: Target) -> Installed:
         rules = (InstalledRule("output", "outbound", 0, 0),) if target.uid in self.installed else ()

@@ -23,9 +23,12 @@ class FakeTarget:
         self.updated: list[str] = []
         # Told of every update.
         self.heard: Callable[[str], None] = lambda _: None
+        # Told of every pod that is to drain.
+        self.drained: Callable[[str], None] = lambda _: None
         self.synced = False
         self.faults: list[DataplaneError] = []
         self.keep_faults: list[DataplaneError] = []
+        self.remove_faults: list[DataplaneError] = []
         # Somebody else holds the ports in every pod.
         self.taken = False
         self.hold = None
@@ -55,8 +58,12 @@ class FakeTarget:
         self.heard("updated")
 
     async def remove_pod(self, uid: str, *, drain: bool, deadline: timedelta | None = None) -> None:
+        if self.remove_faults:
+            raise self.remove_faults.pop(0)
         self.removed.append((uid, drain))
         self.up.pop(uid, None)
+        if drain:
+            self.drained(uid)
 
     async def keep_pods(self, uids: Iterable[str]) -> None:
         if self.keep_faults:

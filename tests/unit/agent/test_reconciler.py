@@ -56,6 +56,7 @@ class World:
             verify_interval=timedelta(milliseconds=80),
             namespaces={"shop": NamespaceRules(registry_only="on", waypoint_required="dry-run")},
         )
+        self.target.drained = self.reconciler.pod_drained
         self._events: asyncio.Queue[PodEvent] = asyncio.Queue()
 
     def pod(self, name: str, *, file: str | None = None) -> Pod:
@@ -233,7 +234,7 @@ async def test_leaving_pod_whose_rules_can_not_be_removed_stays_with_its_problem
     world.reconciler.attach(world.target, synced=True)
     world.add("a")
     await world.until(a="captured")
-    world.redirect.remove_faults = [fault]
+    world.redirect.release_faults = [fault]
     world.tell(PodRemoved("uid-a"))
     if stays:
         await eventually(lambda: world.problem("a") == str(fault))
@@ -519,9 +520,14 @@ def test_leaving_goes_rules_then_data_plane_then_namespace() -> None:
     pod = Pod("u", "n", "ns", "sa", NetnsPath(Path("/x")))
     leaving = Enrolment(pod, None, netns_fd=5, netns=NetnsId(1, 1), added_to=3, captured=True)
     node = Node(generation=3, synced=True, capturing=True)
-    assert leaving.next(node, 0) is Step.UNCAPTURE
-    leaving.captured = False
+    assert leaving.next(node, 0) is Step.RELEASE
+    assert leaving.next(Node(4, True, True), 0) is Step.UNCAPTURE
+    leaving.captured, leaving.released = False, True
     assert leaving.next(node, 0) is Step.REMOVE
+    leaving.added_to, leaving.drained_by = 0, 5.0
+    assert leaving.next(node, 4.9) is Step.REST
+    assert leaving.next(node, 5.0) is Step.UNCAPTURE
+    leaving.released = False
     assert leaving.next(Node(4, True, True), 0) is Step.CLOSE
     leaving.added_to, leaving.netns_fd = 0, -1
     assert leaving.next(node, 0) is Step.FORGET

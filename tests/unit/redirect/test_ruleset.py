@@ -13,7 +13,7 @@ import pytest
 
 from redirect import CaptureConfig, NotRetryable, Ports, Target
 from redirect.cgroups import CgroupMatch
-from redirect.ruleset import delete, render
+from redirect.ruleset import delete, render, render_draining
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rulesets"
 LEAF = CgroupMatch(3, "unified/underpass/node-a/data-plane-1")
@@ -60,6 +60,26 @@ def test_rules_are_as_reviewed(name: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", ["default_cgroup", "dns_on"])
+def test_rules_of_a_draining_pod_are_as_reviewed(name: str) -> None:
+    config, target, _ = VARIANTS[name]
+    text = render_draining(config, target)
+    file = GOLDEN / f"draining_{name}.nft"
+    if os.environ.get("UNDERPASS_WRITE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_draining_pod_has_no_rule_that_redirects_or_refuses(name: str) -> None:
+    config, target, _ = VARIANTS[name]
+    text = render_draining(config, target)
+    assert "redirect" not in text
+    assert "reject" not in text
+    # Translation goes on for connections that are open.
+    assert text.count("type nat hook") == 2
 
 
 def test_every_rule_counts_and_has_a_name_of_its_own() -> None:

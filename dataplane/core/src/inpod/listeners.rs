@@ -51,7 +51,7 @@ pub enum ListenError {
     Foreign { port: u16, text: String },
 }
 
-pub(super) const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 impl Listeners {
     /// All or none. Needs a tokio context.

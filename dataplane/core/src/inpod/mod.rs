@@ -16,6 +16,7 @@ mod tests;
 pub use connect::is_source_lost;
 pub use descriptors::{Descriptors, Held, NoneFree, Share};
 pub use dns_sockets::DnsSockets;
+pub(crate) use listeners::BACKLOG;
 pub use listeners::{ListenError, Listeners, ListeningFds, Redirected};
 pub use netns::{Netns, NotANetns};
 pub use original_dst::original_dst;

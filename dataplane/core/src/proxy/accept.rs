@@ -10,13 +10,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::config::canonical_addr;
+use crate::inpod::BACKLOG;
 
 /// While the process has no descriptor or memory left, trying again at once only burns a core.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts until told to stop; then the listening descriptor is closed. `each` must not block: it
-/// spawns.
+/// Accepts until told to stop; then the listening descriptor is closed, after what had arrived before.
+/// `each` must not block: it spawns.
 pub async fn accept_loop(
     listener: TcpListener,
     mut stop: watch::Receiver<bool>,
@@ -28,7 +29,7 @@ pub async fn accept_loop(
         let accepted = tokio::select! {
             biased;
             // An error means that the pod is gone.
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => return take_rest(listener, each),
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -44,11 +45,31 @@ pub async fn accept_loop(
                 tracing::error!(%error, pause_ms = pause.as_millis() as u64, "can't accept");
                 tokio::select! {
                     biased;
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    _ = stop.wait_for(|stop| *stop) => return take_rest(listener, each),
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
+        }
+    }
+}
+
+/// The kernel has established these already: closing under them would reset them.
+fn take_rest(listener: TcpListener, each: impl Fn(TcpStream, SocketAddr)) {
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    // No more than the queue holds: where others listen on this socket, it fills without end.
+    for _ in 0..BACKLOG {
+        let Ok((stream, peer)) = listener.accept() else {
+            return;
+        };
+        let registered = stream
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = registered {
+            let _ = stream.set_nodelay(true);
+            each(stream, canonical_addr(peer));
         }
     }
 }

@@ -48,7 +48,11 @@ async fn a_drain_lets_connections_end_and_cuts_the_rest_at_the_deadline() {
         soon(stream.read_exact(&mut [0; 4])).await.unwrap();
     }
     let proxy = world.web.proxy.clone();
-    let drain = tokio::spawn(async move { proxy.drain(Duration::from_millis(700)).await });
+    let drain = tokio::spawn(async move {
+        proxy
+            .drain(tokio::time::sleep(Duration::from_millis(700)))
+            .await
+    });
     assert_eq!(exchange(ends, b"last words").await.unwrap(), b"last words");
     soon(drain).await.unwrap();
     let end = soon(stays.read(&mut [0; 4])).await;
@@ -79,7 +83,7 @@ async fn a_draining_server_lets_streams_end_and_stops_when_they_have() {
     live.write_all(b"ping").await.unwrap();
     soon(live.read_exact(&mut [0; 4])).await.unwrap();
     let proxy = world.db.proxy.clone();
-    let drain = tokio::spawn(async move { proxy.drain(PATIENCE * 10).await });
+    let drain = tokio::spawn(async move { proxy.drain(tokio::time::sleep(PATIENCE * 10)).await });
     live.write_all(b"pong").await.unwrap();
     soon(live.read_exact(&mut [0; 4])).await.unwrap();
     assert!(!drain.is_finished());

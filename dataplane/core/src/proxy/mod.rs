@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -266,13 +265,16 @@ impl PodProxy {
         self.stop_dns();
     }
 
-    /// GOAWAY on tunnels; returns when all connections ended, cutting what is left at the deadline.
-    pub async fn drain(&self, deadline: Duration) {
+    /// GOAWAY on tunnels; returns when all connections ended, cutting what is left when time is out.
+    pub async fn drain(&self, out_of_time: impl Future<Output = ()>) {
         self.stop_accepting();
         self.drain.send_replace(true);
         // The pool stays open: connections accepted a moment ago are still to be served. What is
         // left at the deadline is cut, so that it ran out makes no other difference.
-        let _ = tokio::time::timeout(deadline, self.traffic.none_left()).await;
+        tokio::select! {
+            () = self.traffic.none_left() => {}
+            () = out_of_time => {}
+        }
         self.cut().await;
     }
 

@@ -1,9 +1,12 @@
 //! One pod: its proxy, its listeners' second descriptors, and the identity it was given.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
 use crate::control::failure::{Code, Failure};
@@ -20,6 +23,8 @@ pub(super) struct Entry {
     pub netns: Arc<Netns>,
     pub proxy: Arc<PodProxy>,
     live: Mutex<Live>,
+    /// While it drains: when what is left is cut; None never.
+    drain_by: watch::Sender<Option<Instant>>,
 }
 
 struct Live {
@@ -102,6 +107,7 @@ impl Entry {
                 identity: None,
                 released: false,
             }),
+            drain_by: watch::Sender::new(None),
         })
     }
 
@@ -174,6 +180,33 @@ impl Entry {
         live.listeners = None;
         live.dns = None;
         live.state = State::Draining;
+    }
+
+    pub fn limit_drain(&self, deadline: Duration) {
+        self.drain_by.send_replace(Some(Instant::now() + deadline));
+    }
+
+    pub fn drain_without_limit(&self) {
+        self.drain_by.send_replace(None);
+    }
+
+    /// Returns when the time to drain is over, as it was last set.
+    pub async fn out_of_time(&self) {
+        let mut limit = self.drain_by.subscribe();
+        loop {
+            let until = *limit.borrow_and_update();
+            let over = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => return,
+                // The sender is this entry's: it doesn't go meanwhile.
+                _ = limit.changed() => {}
+            }
+        }
     }
 
     pub fn hand_over_done(&self) {

@@ -106,8 +106,14 @@ impl Pods {
             entry.serve(bound);
         }
         let uid = entry.info.uid.clone();
-        self.known.lock().active.insert(uid, entry.clone());
+        self.known.lock().active.insert(uid.clone(), entry.clone());
         entry.follow(&self.shared);
+        for leaving in self.leaving_now(&uid) {
+            // It came back: what it had open has no reason to end.
+            if leaving.netns.id() == entry.netns.id() {
+                leaving.drain_without_limit();
+            }
+        }
         Ok(())
     }
 
@@ -128,9 +134,11 @@ impl Pods {
             (Some(entry), None) => self.cut(&entry).await,
             (None, _) => {}
         }
-        if drain.is_none() {
-            for leaving in self.leaving_now(uid) {
-                leaving.proxy.cut().await;
+        for leaving in self.leaving_now(uid) {
+            match drain {
+                // What was spared when the pod came back isn't any more.
+                Some(deadline) => leaving.limit_drain(deadline),
+                None => leaving.proxy.cut().await,
             }
         }
     }
@@ -308,19 +316,25 @@ impl Pods {
     fn begin_drain(self: &Arc<Self>, entry: &Arc<Entry>, deadline: Duration) {
         self.forget_active(entry);
         entry.stop_accepting();
+        entry.limit_drain(deadline);
         self.known.lock().leaving.push(entry.clone());
         self.leaving.send_modify(|left| *left += 1);
         let (pods, entry) = (self.clone(), entry.clone());
         tokio::spawn(async move {
-            entry.proxy.drain(deadline).await;
+            entry.proxy.drain(entry.out_of_time()).await;
             entry.release(&pods.shared);
-            pods.known
-                .lock()
-                .leaving
-                .retain(|e| !Arc::ptr_eq(e, &entry));
-            tracing::info!(uid = entry.info.uid, "pod drained");
             let uid = entry.info.uid.clone();
-            pods.agent.emit(Event::PodDrained(pb::PodDrained { uid }));
+            let more = {
+                let mut known = pods.known.lock();
+                known.leaving.retain(|e| !Arc::ptr_eq(e, &entry));
+                let same = |e: &Arc<Entry>| e.info.uid == uid;
+                known.active.contains_key(&uid) || known.leaving.iter().any(same)
+            };
+            tracing::info!(uid, "pod drained");
+            // Of a pod that came back, and perhaps left again, there is more to wait for.
+            if !more {
+                pods.agent.emit(Event::PodDrained(pb::PodDrained { uid }));
+            }
             drop(entry);
             pods.leaving.send_modify(|left| *left -= 1);
         });
