@@ -1,5 +1,6 @@
 """From slices of the configuration to the parts that they configure."""
 
+import logging
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,10 +14,13 @@ from agent.identity.trust import TrustConfig, TrustKeeper
 from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource
 from agent.pods.source import PodSource
+from agent.secret import overwrite_freed_memory
 from agent.slices import Authority, Config
 from agent.status import CaptureView
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig, Ports, Redirect
+
+log = logging.getLogger("underpass.agent")
 
 LEAF_TO_COME = Path("/dataplane")
 _ORIGINAL_SOURCE = {
@@ -151,6 +155,8 @@ def identities(config: Config, trust: TrustKeeper | None = None) -> Supply | Non
         from agent.identity.spire import SpireIdentities
         from agent.identity.spire_config import SpireConfig
 
+        if not overwrite_freed_memory():
+            log.warning("this C library leaves freed memory as it is: parts of keys may stay in it")
         # It signs for its own trust domain alone: aliases are no identities of pods here.
         spire = SpireConfig(socket=config.spire.socket)
         return SpireIdentities(spire, config.node.trust_domain, roots=trust, spread=spread)

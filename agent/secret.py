@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 
 # Where a bytes object's content begins in CPython.
 _CONTENT = bytes.__basicsize__ - 1
+# Of glibc, malloc.h.
+_M_PERTURB = -6
 # Wire type of protobuf.
 _LENGTH = 2
 
@@ -51,6 +53,16 @@ def wipe_received(content: bytes) -> None:
     """
     if len(content) > 1:
         ctypes.memset(id(content) + _CONTENT, 0, len(content))
+
+
+def overwrite_freed_memory() -> bool:
+    """For copies that a library makes and gives back as they are: from now on the C library
+    overwrites all that this process frees beyond a kilobyte. False: it is one that can't."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_PERTURB, 0xA5))
 
 
 def appended(message: bytes, place: tuple[int, int], secret: Secret) -> bytearray:

@@ -1,7 +1,8 @@
 """A SPIRE agent as far as its Delegated Identity API tells: answers by selectors, pushes changes.
 
 As a process (SOCKET FOLDER) it has an entry for every namespace and account and renews at half of
-a life; SIGUSR1 takes the next step of a rotation of roots, written to `stage` in the folder.
+a life, with SIGUSR2 at once. SIGUSR1 takes the next step of a rotation of roots, written to `stage`
+in the folder. Roots and stage are kept there, as a SPIRE server keeps them while its agent is away.
 """
 
 import asyncio
@@ -16,10 +17,15 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from proto.gen import spire_pb2
-from tests.support.small_ca import SmallCa, pem
+from tests.support.small_ca import SmallCa, key_pem, pem
 
 SERVICE = "spire.api.agent.delegatedidentity.v1.DelegatedIdentity"
 LIFE = timedelta(seconds=16)
@@ -152,25 +158,40 @@ def roots_pem(cas: Sequence[SmallCa]) -> tuple[str, ...]:
     return tuple(sorted(pem(ca.root) for ca in cas))
 
 
+def kept(path: Path) -> SmallCa:
+    ca = SmallCa("mesh root")
+    if path.exists():
+        content = path.read_bytes()
+        key = load_pem_private_key(content, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        ca._key, ca.root = key, x509.load_pem_x509_certificate(content)
+    else:
+        path.write_bytes(key_pem(ca._key) + ca.root_pem.encode())
+    return ca
+
+
 async def serve(socket: Path, folder: Path) -> None:
-    old, new = SmallCa("mesh root"), SmallCa("mesh root")
+    old, new = kept(folder / "old.pem"), kept(folder / "new.pem")
     # (who signs, whose roots are handed out)
     stages = [(old, [old]), (old, [old, new]), (new, [old, new]), (new, [new])]
-    stage = 0
+    told = folder / "stage"
+    stage = int(told.read_text()) if told.exists() else 0
     spire = FakeSpire(socket)
     spire.life = LIFE
 
     def enter() -> None:
         spire.signer, spire.roots = stages[stage]
         spire.push()
-        (folder / "stage").write_text(str(stage))
+        told.write_text(str(stage))
 
     def step() -> None:
         nonlocal stage
         stage = min(stage + 1, len(stages) - 1)
         enter()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, step)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, step)
+    loop.add_signal_handler(signal.SIGUSR2, spire.renew)
     async with spire:
         enter()
         while True:

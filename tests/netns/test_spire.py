@@ -1,0 +1,216 @@
+"""Two nodes whose certificates come from a SPIRE agent: HBONE by them, renewals and roots that
+rotate under traffic, the SPIRE agent killed and back. The SPIRE agent is a fake (docs/trust.md)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from agent.cli.demo.clients import Conversation, Load
+from agent.cli.demo.mesh import Mesh, access_lines
+from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, Shop, build, serve_echo, serve_http
+from agent.cli.demo.story import greets, progress, spiffe
+from tests.netns.test_secrets import KEYS, keys_in
+from tests.support.operator import ask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.cli.demo.world import World
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    folder = tmp_path_factory.mktemp("spire")
+    made = Mesh(world, folder, folder / "run")
+    made.prepare()
+    made.agent_options = (
+        "--log-filter=info",
+        "--trust-overlap=6s",
+        f"--ca-spire-socket={socket_of(made)}",
+    )
+    yield made
+    world.down()
+    for process in made.processes.values():
+        await process.wait()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shop(mesh: Mesh) -> Shop:
+    made = build(mesh)
+    await serve_http(mesh, made.api)
+    for pod in (made.db, made.cart):
+        await serve_echo(mesh, pod)
+    await start_spire(mesh)
+    await mesh.start()
+    return made
+
+
+def socket_of(mesh: Mesh) -> Path:
+    return mesh.folder / "admin.sock"
+
+
+async def start_spire(mesh: Mesh) -> None:
+    stage = mesh.folder / "stage"
+    arguments = ["-m", "tests.support.spire_server", str(socket_of(mesh)), str(mesh.folder)]
+    await mesh.spawn("spire", [sys.executable, *arguments], mesh.world.nodes[0].namespace)
+    await mesh.until("the SPIRE agent", stage.exists, "spire")
+
+
+async def step(mesh: Mesh, number: int) -> None:
+    mesh.processes["spire"].send_signal(signal.SIGUSR1)
+    stage = mesh.folder / "stage"
+    await mesh.until("the SPIRE agent's step", lambda: stage.read_text() == str(number))
+
+
+async def serials(mesh: Mesh) -> set[str]:
+    held = [await mesh.admin(node, "certificates") for node in mesh.world.nodes]
+    return {entry["serial"] for entries in held for entry in entries}
+
+
+async def renewed(mesh: Mesh, before: set[str] | None = None) -> None:
+    """Every certificate is another one than `before`, which is now unless told."""
+    before = before or await serials(mesh)
+
+    async def none_left() -> bool:
+        return not before & await serials(mesh)
+
+    await mesh.until("every certificate renewed", none_left)
+
+
+async def said(mesh: Mesh, text: str, times: int) -> None:
+    """Both agents said it so often."""
+    for node in mesh.world.nodes:
+        log = mesh.log(node.name)
+        await mesh.until(
+            f"{text!r} from {node.name}",
+            lambda log=log: log.read_text().count(text) >= times,  # type: ignore[misc]
+            node.name,
+        )
+
+
+async def test_both_ends_are_known_by_their_svids(mesh: Mesh, shop: Shop) -> None:
+    assert await greets(shop.web, shop.db)
+    client, server = (pod.sandbox.node for pod in (shop.web, shop.db))
+    assert client is not server
+    needles = (f'src.identity="{spiffe(shop.web)}"', f'dst.identity="{spiffe(shop.db)}"')
+    for node in (client, server):
+        log = mesh.log(node.name)
+        await mesh.until("access line", lambda log=log: bool(access_lines(log, *needles)))  # type: ignore[misc]
+    for node in mesh.world.nodes:
+        status = await mesh.admin(node, "status")
+        assert status["problems"] == []
+        assert status["certificates"]["available"] == status["certificates"]["total"] > 0
+
+
+async def test_roots_and_certificates_change_under_traffic_and_nothing_is_dropped(
+    mesh: Mesh, shop: Shop
+) -> None:
+    host = shop.db.sandbox.ipv4
+    async with (
+        Load(shop.web, shop.api.sandbox.ipv4, HTTP_PORT) as load,
+        AsyncExitStack() as open_until_the_end,
+    ):
+        await progress(load, 10)
+        first = await open_until_the_end.enter_async_context(
+            Conversation(shop.web, host, ECHO_PORT)
+        )
+        await renewed(mesh)
+        assert await first.echo("renewed, and still here")
+        await step(mesh, 1)
+        await said(mesh, "roots rotate", 1)
+        await progress(load, 10)
+        await step(mesh, 2)
+        await renewed(mesh)
+        assert await first.echo("proved by the old root, and still here")
+        second = await open_until_the_end.enter_async_context(
+            Conversation(shop.web, host, ECHO_PORT)
+        )
+        await step(mesh, 3)
+        await said(mesh, "roots rotate", 2)
+        await progress(load, 10)
+        await said(mesh, "old roots end", 1)
+        assert await first.ended(15), "what the old root proved ends with it"
+        assert await second.echo("proved by the new root")
+        await progress(load, 10)
+        assert load.failures == []
+
+
+async def test_spire_may_go_and_come_back_under_traffic(mesh: Mesh, shop: Shop) -> None:
+    node = shop.web.sandbox.node
+    async with Load(shop.web, shop.api.sandbox.ipv4, HTTP_PORT) as load:
+        await renewed(mesh)
+        await mesh.kill("spire")
+
+        async def told() -> bool:
+            return bool((await mesh.admin(node, "status"))["problems"])
+
+        await mesh.until("the problem in the status", told, node.name)
+        screen = await ask(mesh.run_dir, node.name, "status")
+        assert screen.tells("SPIRE supplies no certificates: the valid ones serve on")
+        assert screen.tells(f"SPIRE agent at {socket_of(mesh)}: nobody answers")
+        assert screen.tells("start the SPIRE agent with admin_socket_path")
+        await progress(load, 10)
+        assert await greets(shop.web, shop.db)
+        await start_spire(mesh)
+
+        async def well() -> bool:
+            return not await told()
+
+        await mesh.until("no problem any more", well, node.name)
+        await renewed(mesh)
+        await progress(load, 10)
+        assert load.failures == []
+
+
+async def test_an_agent_that_comes_back_is_supplied_without_a_loss(mesh: Mesh, shop: Shop) -> None:
+    node = shop.web.sandbox.node
+    host = shop.db.sandbox.ipv4
+    async with (
+        Load(shop.web, shop.api.sandbox.ipv4, HTTP_PORT) as load,
+        Conversation(shop.web, host, ECHO_PORT) as open_before,
+    ):
+        await progress(load, 5)
+        await mesh.kill(node.name)
+        await progress(load, 5)
+        await mesh.start_agent(node)
+        await mesh.settled(node)
+        await renewed(mesh)
+        assert await open_before.echo("still here")
+        assert load.failures == []
+
+
+async def test_of_many_keys_only_a_receive_buffers_last_are_in_the_agents_memory(
+    mesh: Mesh, shop: Shop
+) -> None:
+    """Whatever our own code held is overwritten; gRPC's buffer of 8 KiB, which holds some fourteen
+    answers, stays until it is full."""
+    for _ in range(15):
+        before = await serials(mesh)
+        mesh.processes["spire"].send_signal(signal.SIGUSR2)
+        await renewed(mesh, before)
+    for node in mesh.world.nodes:
+        log = mesh.log(node.name).read_text()
+        assert log.count("certificate installed") > 40
+        status = await mesh.admin(node, "status")
+        # A buffer's fourteen, and what is just being received.
+        assert len(keys_in(status["pid"])) <= 20
+
+
+async def test_no_key_is_logged_or_shown(mesh: Mesh, shop: Shop) -> None:
+    shown = b"".join(log.read_bytes() for log in mesh.folder.glob("*.log"))
+    for node in mesh.world.nodes:
+        for page in ("status", "certificates"):
+            shown += json.dumps(await mesh.admin(node, page)).encode()
+    assert b"certificate installed" in shown
+    assert b"PRIVATE KEY" not in shown
+    assert KEYS.search(shown) is None
