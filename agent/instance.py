@@ -16,6 +16,8 @@ from agent.slices import DataplaneProcess
 from proto.gen import control_pb2
 
 # From exec to an answer to Hello; a debug binary on a loaded machine takes under a second.
+# What is ours, and what of upstream's holds secrets, isn't for the data plane.
+_OURS = (ENV_PREFIX, "AUTH_TOKEN", "XDS_HEADER_", "CA_HEADER_")
 START_PATIENCE = 15.0
 _PROBE = 0.02
 _LEAF_TRIES = 50
@@ -195,7 +197,7 @@ def _spawn(process: DataplaneProcess, socket: Path, number: int) -> int:
             process.binary,
             arguments,
             # Its settings are the arguments; what configures the agent by the same names isn't.
-            {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
+            {name: value for name, value in os.environ.items() if not name.startswith(_OURS)},
             file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)],
             setsid=True,
             # Python ignores these, and what is ignored stays so across exec.

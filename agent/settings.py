@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from agent.errors import Mistake
+from agent.literal import Literal
 from agent.namespaces import namespace_table
 from agent.pods.choice import pod_source
 
@@ -183,6 +184,11 @@ def socket_path(value: object) -> Path:
     if len(str(found)) > SOCKET_PATH_LIMIT:
         raise Mistake(f"too long for a socket: at most {SOCKET_PATH_LIMIT} characters")
     return found
+
+
+def file(value: object) -> Path | Literal:
+    """A path; upstream's environment may hold the content itself."""
+    return value if isinstance(value, Literal) else path(value)
 
 
 def https_address(value: object) -> str:
@@ -369,14 +375,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("xds.address", https_address, None, "Control plane, https://host:port"),
     Setting("xds.root", roots, None, "Its root certificates: a path, PEM text, or SYSTEM"),
-    Setting("xds.token", path, None, "File with the token for the control plane"),
+    Setting("xds.token", file, None, "File with the token for the control plane"),
     Setting(
         "xds.alt-hostname", words, None, "A further name the control plane's certificate may carry"
     ),
     Setting("xds.headers", headers, {}, "Further headers, name=value"),
     Setting("xds.metadata", metadata, {}, "Further metadata of the node, name=value"),
     Setting("xds.on-demand", switch, False, "Ask for addresses one by one instead of for the mesh"),
-    Setting("xds.file", path, None, "Local configuration file instead of a control plane"),
+    Setting("xds.file", file, None, "Local configuration file instead of a control plane"),
     Setting("ca.address", https_address, None, "Certificate authority [xds.address]"),
     Setting("ca.root", roots, None, "Its root certificates [xds.root]"),
     Setting("ca.token", path, None, "File with the token for it [xds.token]"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from agent.literal import Literal
 from agent.namespaces import NamespaceTable
 from agent.pods.choice import OwnWorkload, PodSourceChoice
 from agent.settings import Listen
@@ -94,7 +95,7 @@ class ControlPlane:
     address: str
     # A path, PEM text, or SYSTEM.
     root: str
-    token: Path | None = None
+    token: Path | Literal | None = None
     alt_hostname: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,7 +105,7 @@ class Source:
     """Where configuration comes from: exactly one is set."""
 
     control_plane: ControlPlane | None = None
-    file: Path | None = None
+    file: Path | Literal | None = None
     on_demand: bool = False
     # Of the node, beyond what follows from its slice.
     metadata: Mapping[str, object] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.dropin import values
 from agent.dropin.rows import ROWS
 from agent.errors import Mistake
+from agent.literal import Literal
 
 # facts ztunnel 14; relative to the working directory, as upstream has them.
 MESH_FILE = Path("etc/istio/config/mesh")
@@ -100,11 +101,11 @@ class _Translation:
     def _sources(self, config: Mapping[str, object]) -> None:
         """Addresses of the control plane and the authority, their roots, token and headers."""
         environ, out = self._environ, self._out
-        if environ.get("LOCAL_XDS"):
-            out.mistakes.append(
-                "LOCAL_XDS: inline configuration isn't read; write it into a file and name that "
-                "in LOCAL_XDS_PATH"
-            )
+        local = [name for name in ("LOCAL_XDS_PATH", "LOCAL_XDS") if environ.get(name)]
+        if len(local) > 1:
+            out.mistakes.append("LOCAL_XDS: either it or LOCAL_XDS_PATH, not both")
+        elif local == ["LOCAL_XDS"]:
+            self._give("xds.file", "LOCAL_XDS", Literal("LOCAL_XDS", environ["LOCAL_XDS"]))
         discovery = config.get("discoveryAddress")
         usual = IN_CLUSTER if environ.get("KUBERNETES_SERVICE_HOST") else ELSEWHERE
         default = Given("upstream's default", usual)
@@ -113,7 +114,7 @@ class _Translation:
         for name, setting in (("XDS_ADDRESS", "xds.address"), ("CA_ADDRESS", "ca.address")):
             if environ.get(name):
                 self._give(setting, name, environ[name])
-            elif name == "XDS_ADDRESS" and (name in environ or "LOCAL_XDS_PATH" in environ):
+            elif name == "XDS_ADDRESS" and (name in environ or local):
                 # Empty: no control plane; the file takes its place.
                 pass
             elif name in environ:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.errors import Mistake
+from agent.literal import Literal
 
 Convert = Callable[[str], object]
 
@@ -58,11 +59,21 @@ def log_format(text: str) -> str:
     return known[text]
 
 
-def token(text: str) -> str:
-    """A path. Texts are secrets and never repeated."""
-    if Path(text).exists():
+def token(text: str) -> object:
+    """A path, or the token itself, which is a secret and never repeated."""
+    try:
+        found = Path(text).exists()
+    except OSError:
+        # Longer than a name may be.
+        found = False
+    if found:
         return text
-    raise Mistake("names no file; a literal token would be readable in /proc, write it into a file")
+    if text.startswith(("/", "./")):
+        # No token begins so: the file isn't mounted.
+        raise Mistake("names no file")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise Mistake("neither a file nor a token")
+    return Literal("AUTH_TOKEN", text)
 
 
 def drain_deadline(environ: Mapping[str, str]) -> tuple[str, str] | None:

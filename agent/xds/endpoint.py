@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from agent.errors import AgentError
+from agent.literal import Literal
 
 DEFAULT_PORT = 15012
 SYSTEM_ROOTS = "SYSTEM"
@@ -35,7 +36,7 @@ class Endpoint:
     # A further name that the server's certificate may carry.
     alt_hostname: str | None = None
     # None: no token is sent.
-    token_path: Path | None = None
+    token_path: Path | Literal | None = None
     cluster_id: str = "Kubernetes"
     headers: Mapping[str, str] = field(default_factory=dict)
     # TCP and TLS together; facts ztunnel 7.1.
@@ -83,13 +84,13 @@ class Endpoint:
         return found
 
 
-def _token(path: Path) -> str:
+def _token(path: Path | Literal) -> str:
     try:
         # Written by tools that end files with a newline, which is no part of a header.
         token = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise ControlPlaneError(f"token file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ControlPlaneError(f"token file {path}: not a token, it isn't ASCII text") from error
     if not token:
         raise ControlPlaneError(f"token file {path} is empty; write a new token into it")

@@ -14,6 +14,7 @@ from pathlib import Path
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from agent.errors import AgentError
+from agent.literal import Literal
 from agent.xds.fields import LocalFileError
 from agent.xds.manifest import LocalResource, Resources, parse
 from agent.xds.progress import Progress
@@ -44,7 +45,7 @@ class _Stamp:
 class LocalFile:
     """Feeds the attached data plane what the file says. A bad file changes nothing."""
 
-    def __init__(self, path: Path, *, poll: timedelta = POLL) -> None:
+    def __init__(self, path: Path | Literal, *, poll: timedelta = POLL) -> None:
         self._path = path
         self._poll = poll
         self._point = AttachPoint()
@@ -179,6 +180,8 @@ def _response(
     return response.SerializeToString()
 
 
-def _stamp(path: Path) -> _Stamp:
+def _stamp(path: Path | Literal) -> _Stamp:
+    if isinstance(path, Literal):
+        return _Stamp(0, 0, 0, 0)
     found = path.stat()
     return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

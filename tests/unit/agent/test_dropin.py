@@ -1,5 +1,6 @@
 """Upstream's environment becomes our settings: same meaning, below our own words."""
 
+import asyncio
 import subprocess
 import sys
 from datetime import timedelta
@@ -8,11 +9,18 @@ from pathlib import Path
 import pytest
 
 from agent import config, dropin, parts
+from agent.admin.dump import config_view, own_section
 from agent.dropin import values
 from agent.dropin.rows import ROWS
 from agent.errors import ConfigErrors, Mistake
 from agent.pods.choice import ZDS_SOCKET
 from agent.settings import SETTINGS, Listen
+from agent.slices import Authority, ControlPlane
+from agent.xds.endpoint import Endpoint
+from agent.xds.local import LocalFile
+from agent.xds.types import ADDRESS
+from tests.support.eventually import eventually
+from tests.support.targets import RecordingDataplane
 
 ROOT = Path(__file__).resolve().parents[3]
 # What the DaemonSet of upstream's chart sets.
@@ -228,11 +236,12 @@ def test_bad_values_are_told_together_with_ours_and_with_their_names() -> None:
             "KEEPALIVE_TIME": "soon",
             "ZTUNNEL_WORKER_THREADS": "many",
             "TERMINATION_GRACE_PERIOD_SECONDS": "-1",
-            "AUTH_TOKEN": "s3cr3t",
+            "AUTH_TOKEN": "s3cr3t two",
             "LOG_FORMAT": "xml",
             "FAKE_CA": "true",
             "ENABLE_PROXY": "false",
             "LOCAL_XDS": "workloads: []",
+            "LOCAL_XDS_PATH": "/mesh.yaml",
             "PROXY_CONFIG": "[",
             "XDS_ADDRESS": "http://istiod:15010",
             "NODE_NAME": "Not_A_Node",
@@ -246,18 +255,19 @@ def test_bad_values_are_told_together_with_ours_and_with_their_names() -> None:
         "KEEPALIVE_TIME: 'soon': not a duration",
         "ZTUNNEL_WORKER_THREADS: write a number",
         "TERMINATION_GRACE_PERIOD_SECONDS: must not be negative",
-        "AUTH_TOKEN: names no file",
+        "AUTH_TOKEN: neither a file nor a token",
         "LOG_FORMAT: write plain or json",
         "FAKE_CA: only upstream's test builds",
         "ENABLE_PROXY: there is no agent without its proxy",
-        "LOCAL_XDS: inline configuration isn't read",
+        "LOCAL_XDS: either it or LOCAL_XDS_PATH, not both",
         "PROXY_CONFIG: not YAML",
         "XDS_ADDRESS: 'http://istiod:15010': only https",
         "NODE_NAME: 'Not_A_Node': not a node name",
         "--log-access: 'maybe': write true or false",
     ):
         assert place in text
-    assert len(found) == 13
+    # The address and the file exclude each other, too.
+    assert len(found) == 14
     assert "s3cr3t" not in text
 
 
@@ -304,6 +314,34 @@ def test_local_file_takes_the_place_of_a_control_plane() -> None:
     assert loaded.authority is not None
     assert loaded.authority.endpoint.address == "ca:1"
     assert mistakes({"XDS_ADDRESS": "", "CA_ADDRESS": ""}, node="n")[0].startswith("CA_ADDRESS: is")
+
+
+async def test_inline_configuration_is_read_like_a_file() -> None:
+    text = "workloads: [{uid: u, name: a, namespace: shop, workloadIps: [10.0.0.1]}]"
+    loaded = load({"LOCAL_XDS": text, "CA_ADDRESS": "ca:1"}, node="n")
+    source = parts.configuration_source(loaded)
+    assert isinstance(source, LocalFile)
+    target = RecordingDataplane()
+    source.attach(target, [])
+    running = asyncio.create_task(source.run())
+    await eventually(lambda: set(target.held.get(ADDRESS, {})) == {"u"}, what=source.status)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    static = await own_section(loaded, "staticConfig")
+    assert [entry["uid"] for entry in static["workloads"]] == ["u"]  # type: ignore[attr-defined]
+
+
+def test_a_token_itself_is_sent_and_never_shown() -> None:
+    loaded = load(CHART | {"AUTH_TOKEN": "s3cr3t"})
+    assert isinstance(loaded.authority, Authority)
+    for endpoint in (loaded.source.control_plane, loaded.authority.endpoint):
+        assert isinstance(endpoint, ControlPlane)
+        asked = Endpoint(address="cp:1", root_cert="SYSTEM", token_path=endpoint.token)
+        assert ("authorization", "Bearer s3cr3t") in asked.metadata()
+    shown = f"{loaded} {loaded!r} {config_view(loaded)} {loaded.source.control_plane}"
+    assert "s3cr3t" not in shown
+    (mistake,) = mistakes(CHART | {"AUTH_TOKEN": "/var/run/secrets/token"})
+    assert mistake == "AUTH_TOKEN: names no file"
 
 
 def test_the_documented_table_is_that_of_the_code() -> None:
