@@ -183,6 +183,29 @@ impl Snapshot {
         }
     }
 
+    /// The workloads that this gateway reference leads to.
+    pub fn behind<'a>(&'a self, gateway: &'a Gateway) -> impl Iterator<Item = &'a Arc<Workload>> {
+        let (service, named, addressed) = match &gateway.destination {
+            Destination::Hostname {
+                namespace,
+                hostname,
+                key,
+            } => {
+                let named = self.workloads_by_hostname(hostname);
+                let named = named.filter(move |w| w.namespace == *namespace);
+                (self.service(key), Some(named), None)
+            }
+            Destination::Address { network, ip } => {
+                let service = self.service_by_vip(network, *ip, None);
+                let service = service.and_then(|service| self.service(&service.key));
+                (service, None, Some(self.workloads_at(network, *ip)))
+            }
+        };
+        let endpoints = service.into_iter().flat_map(|s| s.endpoints.iter());
+        let own = named.into_iter().flatten();
+        endpoints.chain(own).chain(addressed.into_iter().flatten())
+    }
+
     /// For metric attribution of inbound connections (facts ztunnel 3.8).
     pub fn attribute_service(
         &self,

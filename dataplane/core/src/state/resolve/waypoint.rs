@@ -1,12 +1,15 @@
 //! Did an inbound connection come through a waypoint of the workload that it reached?
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::identity::Identity;
 use crate::state::{Gateway, Snapshot, Workload};
 
 /// The peer's certificate and its address must belong to one workload behind the workload's own
-/// waypoint or one of its services'. A peer without a certificate is nobody.
+/// waypoint or one of its services'. What a waypoint of another network sends comes by a gateway,
+/// whose address it has then: of that one the certificate alone can tell, unless the address is of a
+/// workload here that has this identity itself. A peer without a certificate is nobody.
 pub fn through_waypoint(
     snapshot: &Snapshot,
     network: &str,
@@ -17,10 +20,17 @@ pub fn through_waypoint(
     let Some(identity) = identity else {
         return false;
     };
-    let mut peers = snapshot
+    let mut direct = snapshot
         .workloads_at(network, source)
-        .filter(|peer| peer.has_identity(identity));
-    peers.any(|peer| waypoints(snapshot, own).any(|waypoint| snapshot.leads_to(waypoint, peer)))
+        .filter(|peer| peer.has_identity(identity))
+        .peekable();
+    if direct.peek().is_some() {
+        return direct.any(|peer| {
+            waypoints(snapshot, own).any(|waypoint| snapshot.leads_to(waypoint, peer))
+        });
+    }
+    let elsewhere = |peer: &Arc<Workload>| *peer.network != *network && peer.has_identity(identity);
+    waypoints(snapshot, own).any(|waypoint| snapshot.behind(waypoint).any(|peer| elsewhere(peer)))
 }
 
 /// Those that traffic to the workload may be led through.

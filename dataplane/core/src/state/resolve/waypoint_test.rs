@@ -6,6 +6,14 @@ use crate::state::Snapshot;
 use crate::state::fixture::*;
 use crate::wire::workload as wds;
 
+fn gateway_of(network: &str, address: &str) -> wds::GatewayAddress {
+    let mut gateway = gateway_at(address, 15008);
+    if let Some(wds::gateway_address::Destination::Address(address)) = &mut gateway.destination {
+        address.network = network.into();
+    }
+    gateway
+}
+
 /// Would `shop/web` take this for traffic of its waypoint?
 fn through(snapshot: &Snapshot, account: Option<&str>, source: &str) -> bool {
     let own = uid_of(snapshot, "shop", "web");
@@ -35,6 +43,30 @@ fn identity_and_address_must_be_those_of_one_workload_behind_it() {
     assert!(!through(&snapshot, Some("wp-sa"), "10.0.0.8"));
     assert!(!through(&snapshot, Some("other-sa"), "10.0.0.8"));
     assert!(!through(&snapshot, Some("wp-sa"), "10.0.0.77"));
+}
+
+#[test]
+fn a_waypoint_of_another_network_comes_by_a_gateway_and_is_known_by_its_certificate() {
+    let reference = gateway_named("infra", "wp.infra.svc.cluster.local");
+    for reference in [reference, gateway_of("far", "10.0.0.9")] {
+        let mut web = pod("shop", "web", "10.0.0.1");
+        web.waypoint = Some(reference);
+        let mut gateway = service("infra", "wp", "10.1.0.9");
+        gateway.ports = vec![port(15008, 15008)];
+        let mut far = member(pod("infra", "wp", "10.0.0.9"), &gateway, &[]);
+        far.network = "far".into();
+        // Of the same account, but no waypoint.
+        let mut near = pod("infra", "near", "10.0.0.8");
+        near.service_account = "wp-sa".into();
+        let push = Push::addresses().service(gateway).workload(far);
+        let snapshot = snapshot_of(push.workload(near).workload(web));
+        for gateway_between in ["10.0.0.50", "fd00::50"] {
+            assert!(through(&snapshot, Some("wp-sa"), gateway_between));
+            assert!(!through(&snapshot, Some("other-sa"), gateway_between));
+            assert!(!through(&snapshot, None, gateway_between));
+        }
+        assert!(!through(&snapshot, Some("wp-sa"), "10.0.0.8"), "itself");
+    }
 }
 
 #[test]
