@@ -30,7 +30,7 @@ pub fn through_waypoint(
         });
     }
     let elsewhere = |peer: &Arc<Workload>| *peer.network != *network && peer.has_identity(identity);
-    waypoints(snapshot, own).any(|waypoint| snapshot.behind(waypoint).any(|peer| elsewhere(peer)))
+    waypoints(snapshot, own).any(|waypoint| snapshot.behind(waypoint).any(elsewhere))
 }
 
 /// Those that traffic to the workload may be led through.
