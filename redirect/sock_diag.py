@@ -19,11 +19,13 @@ _SOCK_DIAG = 4
 _BY_FAMILY, _DESTROY = 20, 21
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_MARK, _CGROUP_ID = 15, 21
+_INFO, _MARK, _CGROUP_ID = 2, 15, 21
 # Of the kernel's states; as bits in a request.
 ESTABLISHED, SYN_SENT, FIN_WAIT_1, FIN_WAIT_2, TIME_WAIT, CLOSE_WAIT, LISTEN = 1, 2, 4, 5, 6, 8, 10
 _ANY_STATE = 0xFFF
 _HEADER = struct.Struct("=IHHII")
+# linux/tcp.h, struct tcp_info: bytes received, then bytes sent and those of them sent again.
+_SIZES = struct.Struct("=128xQ64xQQ")
 # inet_diag_req_v2 without its id: family, protocol, extensions, padding, states.
 _ASK = struct.Struct("=BBBxI")
 # inet_diag_sockid: ports in network order, addresses, interface, cookie.
@@ -51,6 +53,9 @@ class Entry:
     mark: int = 0
     # Inode of the cgroup it was made in; 0 from kernels that don't tell (before 5.8).
     cgroup: int = 0
+    # Payload so far; 0 unless asked for.
+    sent: int = 0
+    received: int = 0
 
     @property
     def local_port(self) -> int:
@@ -69,11 +74,12 @@ def opened() -> Iterator[socket.socket]:
         yield diag
 
 
-def listed(diag: socket.socket, *states: int) -> Iterator[Entry]:
+def listed(diag: socket.socket, *states: int, sizes: bool = False) -> Iterator[Entry]:
     """Of both families. Raises OSError. To be read to its end before the next request."""
+    extensions = 1 << _INFO - 1 if sizes else 0
     wanted = sum(1 << state for state in states)
     for family in (socket.AF_INET, socket.AF_INET6):
-        ask = _ASK.pack(family, socket.IPPROTO_TCP, 0, wanted) + bytes(ID_SIZE)
+        ask = _ASK.pack(family, socket.IPPROTO_TCP, extensions, wanted) + bytes(ID_SIZE)
         diag.send(_message(_BY_FAMILY, _REQUEST | _DUMP, ask))
         done = False
         while not done:
@@ -124,7 +130,7 @@ def _entry(payload: bytes) -> Entry:
     family, state, _, _ = _BEFORE_ID.unpack_from(payload)
     id = payload[_BEFORE_ID.size : _BEFORE_ID.size + ID_SIZE]
     (inode,) = struct.unpack_from("=I", payload, _INODE)
-    mark = cgroup = 0
+    mark = cgroup = sent = received = 0
     at = _ATTRIBUTES
     while at + _ATTRIBUTE.size <= len(payload):
         size, kind = _ATTRIBUTE.unpack_from(payload, at)
@@ -132,8 +138,13 @@ def _entry(payload: bytes) -> Entry:
             (mark,) = struct.unpack_from("=I", payload, at + _ATTRIBUTE.size)
         elif kind == _CGROUP_ID:
             (cgroup,) = struct.unpack_from("=Q", payload, at + _ATTRIBUTE.size)
+        elif kind == _INFO and size >= _ATTRIBUTE.size + _SIZES.size:
+            received, sent, again = _SIZES.unpack_from(payload, at + _ATTRIBUTE.size)
+            sent -= again
+            # The peer's FIN is counted like a byte.
+            received -= state == CLOSE_WAIT
         at += max(_ATTRIBUTE.size, (size + 3) & ~3)
-    return Entry(family, state, id, inode, mark, cgroup)
+    return Entry(family, state, id, inode, mark, cgroup, sent, max(0, received))
 
 
 def _message(kind: int, flags: int, payload: bytes) -> bytes:

@@ -33,35 +33,49 @@ class Connection:
     # For the kernel: the family of the socket, which may be IPv6 for IPv4 addresses, and its id.
     family: int = socket.AF_INET
     id: bytes = b""
+    # Payload so far; 0 unless asked for.
+    sent: int = 0
+    received: int = 0
 
     def __str__(self) -> str:
         return f"{_text(self.local)} ↔ {_text(self.remote)}"
 
 
-def connections() -> list[Connection]:
+def connections(*, sizes: bool = False) -> list[Connection]:
     """Raises RedirectError. Marks are 0 without CAP_NET_ADMIN."""
     try:
         with sock_diag.opened() as diag:
-            return [connection(entry) for entry in sock_diag.listed(diag, *STATES)]
+            return [connection(entry) for entry in sock_diag.listed(diag, *STATES, sizes=sizes)]
     except OSError as exc:
         raise RedirectError(f"connections can't be listed: {exc.strerror or exc}") from exc
+
+
+def listening() -> set[int]:
+    """Ports that somebody accepts TCP connections on. Raises RedirectError."""
+    try:
+        with sock_diag.opened() as diag:
+            return {entry.local_port for entry in sock_diag.listed(diag, sock_diag.LISTEN)}
+    except OSError as exc:
+        raise RedirectError(f"listeners can't be listed: {exc.strerror or exc}") from exc
 
 
 def connection(entry: sock_diag.Entry) -> Connection:
     sport, dport, source, destination = _ENDS.unpack_from(entry.id)
     length = 4 if entry.family == socket.AF_INET else 16
     return Connection(
-        (_plain(source[:length]), sport),
-        (_plain(destination[:length]), dport),
+        (plain(source[:length]), sport),
+        (plain(destination[:length]), dport),
         entry.mark,
         entry.cgroup,
         entry.state,
         entry.family,
         entry.id,
+        entry.sent,
+        entry.received,
     )
 
 
-def _plain(packed: bytes) -> IPv4Address | IPv6Address:
+def plain(packed: bytes) -> IPv4Address | IPv6Address:
     """Sockets of both families see IPv4 peers as mapped addresses."""
     found = ip_address(packed)
     mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None

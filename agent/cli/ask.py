@@ -278,6 +278,7 @@ def pod_row(status: "control_pb2.PodStatus") -> dict[str, Any]:
         "name": status.pod.name,
         "namespace": status.pod.namespace,
         "service_account": status.pod.service_account,
+        "netns": f"net:[{status.netns_inode}]",
         "state": states.Name(status.state).lower(),
         "verified": None,
         "identity": status.identity,

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "policies": ("agent.cli.policies:policies", "Authorization policies and their hits."),
     "services": ("agent.cli.services:services", "Services this node knows."),
     "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),
+    "trace": ("agent.cli.trace:trace", "Connections, drops, DNS and latency of pods, live."),
     "uninstall": ("agent.cli.uninstall:uninstall", "Remove all that a node has on this machine."),
     "version": ("agent.cli.version:version", "Versions of this program and its parts."),
     "why": ("agent.cli.why:why", "The last refusals and failures, and what to do."),

@@ -1,0 +1,303 @@
+"""What each noun of `underpass trace` makes of the kernel's records: rows, which are plain
+dictionaries and go out as JSON as they are; agent/cli/trace.py puts them into words."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol
+
+from agent.trace.btf import Btf, UnknownType
+from agent.trace.connections import Connections, Seen
+from agent.trace.dns import Lookup, Lookups
+from agent.trace.latency import Latencies
+from agent.trace.node import Node
+from agent.trace.packet import end, parse
+from agent.trace.pods import Traced
+from agent.trace.reasons import NftablesReasons, Reason, ReasonSource, growth
+from agent.trace.tracer import Record
+from redirect.base import RedirectError
+from redirect.netns import NetnsThread
+from redirect.sockets import Connection, connections, listening
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    # Either end's; None: all.
+    port: int | None = None
+    # Also the data plane's own sockets.
+    every: bool = False
+
+    def takes(self, own: bool, ports: Iterable[int]) -> bool:
+        return (self.every or not own) and (self.port is None or self.port in ports)
+
+
+class View(Protocol):
+    program: ClassVar[str]
+
+    async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
+        """What can be seen by asking: at the start, when the tracer is ready, every second."""
+
+    def ready(self) -> None:
+        """From now on nothing is missed."""
+
+    def feed(self, record: Record) -> Iterator[Row]: ...
+
+    def due(self, now: int) -> Iterator[Row]:
+        """What waited for something that didn't come."""
+
+    def summary(self) -> Iterator[Row]:
+        """At the end."""
+
+
+class _View:
+    """Nothing but records."""
+
+    def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
+        self.node = node
+        self.visitor = visitor
+        self.wanted = wanted
+
+    async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
+        return []
+
+    def ready(self) -> None:
+        pass
+
+    def due(self, now: int) -> Iterator[Row]:
+        return iter(())
+
+    def summary(self) -> Iterator[Row]:
+        return iter(())
+
+    def row(self, netns: int, moment: int, event: str) -> Row:
+        pod = self.node.pods.get(netns)
+        return {
+            "time": wall(moment),
+            "event": event,
+            "pod": pod.key if pod else "",
+            "pod_uid": pod.uid if pod else "",
+        }
+
+
+class ConnectionsView(_View):
+    """Already open, opened, closed, failed."""
+
+    program: ClassVar[str] = "tcp"
+
+    def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
+        super().__init__(node, visitor, wanted)
+        self._state = Connections(node.is_own, node.ports)
+        self._looked: set[int] = set()
+
+    async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
+        rows: list[Row] = []
+        for pod in pods:
+            if pod.inode in self._looked:
+                continue
+            self._looked.add(pod.inode)
+            there, ports = await _sockets(self.visitor, pod)
+            rows += self._rows(self._state.already_open(pod.inode, there, ports, now))
+        return rows
+
+    def ready(self) -> None:
+        self._looked.clear()
+
+    def feed(self, record: Record) -> Iterator[Row]:
+        return self._rows(self._state.feed(record))
+
+    def due(self, now: int) -> Iterator[Row]:
+        return self._rows(self._state.due(now))
+
+    def _rows(self, found: Iterable[Seen]) -> Iterator[Row]:
+        for seen in found:
+            if self.wanted.takes(seen.own, (seen.local[1], seen.remote[1])):
+                yield self.row(seen.netns, seen.time, seen.event) | _connection(seen)
+
+
+class LatencyView(_View):
+    """How long each connection took to be made, and a summary of them."""
+
+    program: ClassVar[str] = "tcp"
+
+    def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
+        super().__init__(node, visitor, wanted)
+        self._state = Connections(node.is_own, node.ports)
+        self._kinds: dict[tuple[str, str, str], Latencies] = {}
+
+    def feed(self, record: Record) -> Iterator[Row]:
+        return self._rows(self._state.feed(record))
+
+    def due(self, now: int) -> Iterator[Row]:
+        return self._rows(self._state.due(now))
+
+    def summary(self) -> Iterator[Row]:
+        for (pod, by, direction), kind in sorted(self._kinds.items()):
+            yield {
+                "event": "summary",
+                "pod": pod,
+                "by": by,
+                "direction": direction,
+                "count": kind.count,
+                "p50_us": kind.percentile(0.5),
+                "p90_us": kind.percentile(0.9),
+                "p99_us": kind.percentile(0.99),
+                "max_us": kind.longest_us,
+                "histogram": [
+                    {"from_us": low, "to_us": high, "count": count}
+                    for low, high, count in kind.histogram()
+                ],
+            }
+
+    def _rows(self, found: Iterable[Seen]) -> Iterator[Row]:
+        for seen in found:
+            if seen.event != "opened":
+                continue
+            if not self.wanted.takes(seen.own, (seen.local[1], seen.remote[1])):
+                continue
+            # A client waits for its SYN's answer; a server measures that of its own.
+            took = seen.connect_ns // 1000 if seen.connect_ns is not None else seen.rtt_us
+            if took is None:
+                continue
+            row = self.row(seen.netns, seen.time, "connected" if seen.outbound else "accepted")
+            row |= _addresses(seen) | {"latency_us": took}
+            kind = (row["pod"], row["by"], row["direction"])
+            self._kinds.setdefault(kind, Latencies()).add(took)
+            yield row
+
+
+class DnsView(_View):
+    program: ClassVar[str] = "dns"
+
+    def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
+        super().__init__(node, visitor, wanted)
+        self._state = Lookups(node.is_own, node.ports.dns or 53)
+
+    def feed(self, record: Record) -> Iterator[Row]:
+        return self._rows(self._state.feed(record))
+
+    def due(self, now: int) -> Iterator[Row]:
+        return self._rows(self._state.due(now))
+
+    def _rows(self, found: Iterable[Lookup]) -> Iterator[Row]:
+        for one in found:
+            ports = [int(text.rpartition(":")[2]) for text in (one.client, one.server)]
+            if not self.wanted.takes(one.own, (*ports, one.via or 0)):
+                continue
+            event = "answered" if one.code else "unanswered"
+            yield self.row(one.netns, one.time, event) | {
+                "by": "underpass" if one.own else "app",
+                "direction": "outbound" if one.outbound else "inbound",
+                "client": one.client,
+                "server": one.server,
+                "captured": one.via is not None,
+                "name": one.name,
+                "type": one.type,
+                "code": one.code,
+                "addresses": list(one.addresses),
+                "latency_us": None if one.latency_ns is None else one.latency_ns // 1000,
+                "process": one.process,
+                "pid": one.pid,
+            }
+
+
+class DropsView(_View):
+    """Packets that the kernel dropped, and what our own rules dropped or refused meanwhile."""
+
+    program: ClassVar[str] = "drops"
+
+    def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
+        super().__init__(node, visitor, wanted)
+        self._sources: tuple[ReasonSource, ...] = (NftablesReasons(visitor),)
+        self._known: dict[int, list[Reason]] = {}
+        self._names = _drop_reasons()
+
+    async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
+        rows = []
+        for pod in pods:
+            reasons = [one for source in self._sources for one in await source.counts(pod)]
+            known = self._known.get(pod.inode)
+            self._known[pod.inode] = reasons
+            # A port's packets can't be told from others by a counter.
+            if known is None or self.wanted.port is not None:
+                continue
+            for reason in growth(known, reasons):
+                rows.append(
+                    self.row(pod.inode, now, "refused")
+                    | {"reason": reason.name, "number": reason.number, "count": reason.count}
+                )
+        return rows
+
+    def feed(self, record: Record) -> Iterator[Row]:
+        packet = parse(bytes.fromhex(record["packet"]))
+        if packet is None or not self.wanted.takes(False, packet.ports):
+            return
+        source, destination = packet.ends
+        number = record["reason"]
+        yield self.row(record["netns"], record["time"], "dropped") | {
+            "reason": self._names.get(number, str(number)),
+            "number": number,
+            "where": record["location"],
+            "protocol": packet.protocol,
+            "source": source,
+            "destination": destination,
+            "flags": packet.flags,
+            "length": record["length"],
+        }
+
+
+def wall(moment: int) -> str:
+    """The kernel's monotonic nanoseconds as a time of day."""
+    now = time.time_ns() - time.monotonic_ns() + moment
+    return datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def _connection(seen: Seen) -> Row:
+    return _addresses(seen) | {
+        "captured": seen.via is not None,
+        "via": seen.via,
+        "sent": seen.sent,
+        "received": seen.received,
+        "connect_us": None if seen.connect_ns is None else seen.connect_ns // 1000,
+        "duration_ms": None if seen.duration_ns is None else seen.duration_ns // 1_000_000,
+        "process": seen.process,
+        "pid": seen.pid,
+    }
+
+
+def _addresses(seen: Seen) -> Row:
+    local, remote = end(*seen.local), end(*seen.remote)
+    source, destination = (local, remote) if seen.outbound else (remote, local)
+    return {
+        "direction": "outbound" if seen.outbound else "inbound",
+        "by": "underpass" if seen.own else "app",
+        "source": source,
+        "destination": destination,
+    }
+
+
+async def _sockets(visitor: NetnsThread, pod: Traced) -> tuple[list[Connection], set[int]]:
+    fd = pod.open()
+    if fd is None:
+        return [], set()
+    try:
+        return await visitor.run(
+            fd, lambda: (connections(sizes=True), listening()), subject=pod.key
+        )
+    except RedirectError:
+        # It went; its connections with it.
+        return [], set()
+    finally:
+        os.close(fd)
+
+
+def _drop_reasons() -> dict[int, str]:
+    """Without the prefix that all have; {} is for kernels that don't tell."""
+    try:
+        found = Btf().enum("skb_drop_reason")
+    except (OSError, UnknownType):
+        return {}
+    return {number: name.removeprefix("SKB_DROP_REASON_") for number, name in found.items()}
