@@ -56,6 +56,7 @@ async def _serve(config: Config) -> int:
         external=config.capture.mode == "external",
         ports=parts.pod_ports(config),
         dns=parts.dns_rules(config),
+        precapture=parts.precapture(config),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)
@@ -107,6 +108,7 @@ class App:
                 self._reconciler.follow(self._pods.events(), once_synced=self._pods.after_sync)
             ),
             self._start(self._reconciler.watch_namespaces()),
+            self._start(self._reconciler.precapture.run()),
         ]
         if self._identities is not None:
             tasks.append(self._start(self._identities.run()))

@@ -44,7 +44,7 @@ def of_connections(pod: str, older: Iterable[Connection]) -> list[Bypass]:
             pod,
             str(one),
             "it is older than the pod's capture: neither encrypted nor asked of any policy",
-            "close it, for example by restarting the application",
+            "restart the application, or end it now: underpass cut-precapture POD",
         )
         for one in older
     ]

@@ -226,6 +226,7 @@ def _assemble(reader: _Reader) -> Config | None:
             ports=ports,
             mark=reader["mark"],
             verify_interval=reader["verify-interval"],
+            cut_precapture=reader["cut-precapture"],
         ),
         source=source,
         authority=authority,

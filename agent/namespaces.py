@@ -5,13 +5,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from agent.errors import Mistake
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _FIELDS = {"registryOnly": "registry_only", "waypointRequired": "waypoint_required"}
+_SWITCHES = {"cutPrecapture": "cut_precapture"}
 # Known names whose features aren't there yet: ignoring one would let somebody believe in it.
-_LATER = ("udp", "sameNode", "cutPrecapture")
+_LATER = ("udp", "sameNode")
 # YAML reads bare `on` and `off` as true and false.
 _ENFORCEMENT = {"off": "off", "dry-run": "dry-run", "on": "on", True: "on", False: "off"}
 
@@ -24,6 +26,8 @@ class NamespaceRules:
     registry_only: str = "off"
     # Inbound traffic that didn't come through the workload's waypoint is refused.
     waypoint_required: str = "off"
+    # Connections older than a pod's capture are cut as it is captured; None: as for the node.
+    cut_precapture: bool | None = None
 
 
 NamespaceTable = Mapping[str, NamespaceRules]
@@ -45,12 +49,17 @@ def _name(value: object) -> str:
 def _rules(name: str, raw: object) -> NamespaceRules:
     if not isinstance(raw, Mapping):
         raise Mistake(f"{name}: a mapping is wanted, for example {{registryOnly: on}}")
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for key, value in raw.items():
         if key in _LATER:
             raise Mistake(f"{name}: {key}: comes with a later release; take it out")
+        if key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise Mistake(f"{name}: {key}: {value!r} is unknown; write true or false")
+            found[_SWITCHES[key]] = value
+            continue
         if key not in _FIELDS:
-            known = ", ".join((*_FIELDS, *_LATER))
+            known = ", ".join((*_FIELDS, *_SWITCHES, *_LATER))
             raise Mistake(f"{name}: {key}: unknown; known are {known}")
         if not isinstance(value, str | bool) or value not in _ENFORCEMENT:
             raise Mistake(f"{name}: {key}: {value!r} is unknown; write off, dry-run or on")

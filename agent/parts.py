@@ -13,6 +13,8 @@ from agent.identity.supply import Supply
 from agent.identity.trust import TrustConfig, TrustKeeper
 from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource
+from agent.pods.precapture import Precapture
+from agent.pods.precapture_note import Note
 from agent.pods.source import PodSource
 from agent.secret import overwrite_freed_memory
 from agent.slices import Authority, Config
@@ -62,6 +64,15 @@ def capture_config(config: Config) -> CaptureConfig:
         ),
         mark=config.capture.mark,
         ipv6=config.capture.ipv6,
+    )
+
+
+def precapture(config: Config) -> Precapture:
+    return Precapture(
+        capture_config(config),
+        Note(config.paths.precapture_note),
+        cut_all=config.capture.cut_precapture,
+        namespaces=config.namespaces,
     )
 
 

@@ -32,7 +32,7 @@ _PROBE = 0.02
 _NAMESPACES = Path("/run/netns")
 
 _OURS = re.compile(
-    r"admin\.sock|agent\.pid|(captured|roots)\.(json|new)"
+    r"admin\.sock|agent\.pid|(captured|precapture|roots)\.(json|new)"
     r"|dataplane\.sock(\.new)?|dataplane-\d+\.sock"
 )
 

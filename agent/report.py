@@ -14,6 +14,7 @@ from agent.dataplane import Dataplane, DataplaneError, DataplaneSilent
 from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
 from agent.identity.supply import Supply
 from agent.identity.trust import TrustKeeper, TrustStatus
+from agent.pods.precapture import Precapture
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
 from agent.problems import (
@@ -97,6 +98,7 @@ class Report:
 
     async def _pods_and_silence(self) -> tuple[list[PodView], DataplaneError | None]:
         """Also why the data plane, though connected, told nothing."""
+        await self._reconciler.precapture.refresh()
         captured = {view.uid for view in self._reconciler.views() if view.state == "captured"}
         told, silence = await self._told()
         views = []
@@ -206,6 +208,10 @@ class Report:
         return self._supervisor.view()
 
     @property
+    def precapture(self) -> Precapture:
+        return self._reconciler.precapture
+
+    @property
     def repairs(self) -> int:
         return self._reconciler.repairs
 
@@ -277,6 +283,7 @@ def _doubted(view: PodView, status: control_pb2.PodStatus | None) -> PodView:
     return dataclasses.replace(
         view,
         verified=False,
+        enforced=False,
         problem=f"its rules are in place but the data plane {found}: its connections are refused",
         remedy="replace the data plane (SIGHUP to the agent), and report this",
     )
@@ -290,6 +297,8 @@ def summarise(pods: list[PodView], source: str) -> PodSummary:
         failed=sum(bool(pod.problem) for pod in pods),
         source=source,
         served=sum(pod.state == "served" for pod in pods),
+        enforced=sum(pod.enforced for pod in pods),
+        precapture_connections=sum(pod.precapture_connections or 0 for pod in pods),
     )
 
 

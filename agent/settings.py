@@ -373,6 +373,12 @@ SETTINGS: tuple[Setting, ...] = (
         timedelta(seconds=10),
         "How often a pod's rules are compared with what they should be",
     ),
+    Setting(
+        "cut-precapture",
+        switch,
+        False,
+        "Cut connections older than a pod's capture as it is captured; a namespace may differ",
+    ),
     Setting("xds.address", https_address, None, "Control plane, https://host:port"),
     Setting("xds.root", roots, None, "Its root certificates: a path, PEM text, or SYSTEM"),
     Setting("xds.token", file, None, "File with the token for the control plane"),
@@ -568,7 +574,8 @@ SETTINGS: tuple[Setting, ...] = (
         "namespaces",
         namespace_table,
         {},
-        "Per namespace of pods: {registryOnly, waypointRequired: off | dry-run | on}",
+        "Per namespace of pods: {registryOnly, waypointRequired: off | dry-run | on; "
+        "cutPrecapture: true | false}",
         only_in_file=True,
     ),
 )

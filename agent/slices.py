@@ -44,6 +44,11 @@ class RunPaths:
         return self.root / "captured.json"
 
     @property
+    def precapture_note(self) -> Path:
+        """Connections older than their pod's capture; outlives the agent as they do."""
+        return self.root / "precapture.json"
+
+    @property
     def dataplane_link(self) -> Path:
         """Symbolic link to the control socket of the data plane that serves now."""
         return self.root / "dataplane.sock"
@@ -86,6 +91,8 @@ class Capture:
     ports: Ports = field(default_factory=Ports)
     mark: int = 0x539
     verify_interval: timedelta = timedelta(seconds=10)
+    # Of every pod as it is captured, unless its namespace says otherwise.
+    cut_precapture: bool = False
 
 
 @dataclass(frozen=True)

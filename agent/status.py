@@ -41,6 +41,12 @@ class PodView:
     workload_uid: str = ""
     inbound_connections: int = 0
     outbound_connections: int = 0
+    # Older than its capture, and still there; None while that isn't known, or isn't ours to know.
+    precapture_connections: int | None = None
+    # Some of them.
+    precapture_named: tuple[str, ...] = ()
+    # Verified, and nothing is older than that.
+    enforced: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,10 @@ class PodSummary:
     source: str
     # By rules of somebody else, which aren't ours to verify.
     served: int = 0
+    # Verified, and without connections that are older than the capture.
+    enforced: int = 0
+    # Such connections.
+    precapture_connections: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The admin socket's JSON: `GET /v1/…` looks, `POST /v1/…` changes: the log levels, the data
-plane's process."""
+plane's process, connections that are older than their pod's capture."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,6 +36,8 @@ def admin_app(
         app.router.add_get(f"/v1/{section}", api.told)
     app.router.add_get("/v1/dump/{section}", api.dump)
     app.router.add_get("/v1/bypass", api.bypass)
+    app.router.add_get("/v1/precapture", api.precapture)
+    app.router.add_post("/v1/precapture/cut", api.cut_precapture)
     app.router.add_get("/v1/log", api.log)
     app.router.add_post("/v1/log", api.change_log)
     app.router.add_post("/v1/dataplane/replace", api.replace)
@@ -94,6 +96,25 @@ class _Api:
 
     async def bypass(self, request: web.Request) -> web.Response:
         return web.json_response(plain(await self._report.bypass()))
+
+    async def precapture(self, request: web.Request) -> web.Response:
+        """Connections that are older than their pod's capture."""
+        await self._report.precapture.refresh()
+        return web.json_response(
+            [
+                {"uid": pod.uid, "pod": pod.key, "connection": str(one)}
+                for pod, found in self._report.precapture.listed()
+                for one in found
+            ]
+        )
+
+    async def cut_precapture(self, request: web.Request) -> web.Response:
+        """`?pod=UID` those of one pod, `?all` those of all."""
+        if ("pod" in request.query) == ("all" in request.query):
+            raise web.HTTPBadRequest(reason="write either pod=UID or all")
+        uids = None if "all" in request.query else [request.query["pod"]]
+        count = await self._report.precapture.cut(uids)
+        return web.json_response({"cut": count})
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(plain(self._levels.view()))

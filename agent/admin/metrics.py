@@ -129,6 +129,16 @@ class AgentMetrics:
             "Pods that aren't served yet",
             value=summary.total - summary.captured - summary.served,
         )
+        yield _gauge(
+            "underpass_precapture_connections",
+            "Connections of captured pods that are older than the capture",
+            value=self._report.precapture.count,
+        )
+        yield _counter(
+            "underpass_precapture_cut",
+            "Such connections that were cut",
+            value=self._report.precapture.cuts,
+        )
         yield _counter(
             "underpass_agent_redirection_repairs",
             "Pods whose changed rules were put back",

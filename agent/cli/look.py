@@ -49,6 +49,12 @@ def _problem(row: Row) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def _older(row: Row) -> str:
+    named = row.get("precapture_named") or []
+    more = (row.get("precapture_connections") or 0) - len(named)
+    return show.joined([*named, f"and {more} more"] if more > 0 else named)
+
+
 def _account(identity: str) -> str:
     """`namespace/account` of a SPIFFE id, which is what tells identities of one mesh apart."""
     parts = identity.split("/")
@@ -74,10 +80,12 @@ pods = _lister(
         Column("IDENTITY", _identity),
         Column("IN", _count("inbound_connections"), right=True),
         Column("OUT", _count("outbound_connections"), right=True),
+        Column("OLDER", field("precapture_connections"), right=True),
         Column("PROBLEM", _problem),
         Column("UID", field("uid"), wide=True),
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
         Column("NETNS", field("netns"), wide=True),
+        Column("OLDER THAN CAPTURE", _older, wide=True),
     ],
     "No pods are known to this node's agent. Check the list it was given by --pods.",
     "Pods of this node: captured and verified, or why not.",

@@ -18,6 +18,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "completion": ("agent.cli.completion:completion", "Shell completion: bash, zsh, fish."),
     "connections": ("agent.cli.connections:connections", "Live connections of this node's pods."),
     "controlplane": ("agent.cli.controlplane:controlplane", "Run the embedded control plane."),
+    "cut-precapture": (
+        "agent.cli.cut_precapture:cut_precapture",
+        "Cut connections older than their pod's capture.",
+    ),
     "demo": ("agent.cli.demo.commands:demo", "Two nodes and six pods on this machine, proved."),
     "dump": ("agent.cli.dump:dump", "Everything this node knows, as JSON."),
     "explain": ("agent.cli.explain:explain", "What would happen to a connection, and why."),

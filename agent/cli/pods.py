@@ -31,12 +31,12 @@ def pod_option(command: _F) -> _F:
     return click.option(
         "--pod",
         metavar="POD",
-        shell_complete=_complete,
+        shell_complete=complete_pod,
         help="Only this one: NAME, NAMESPACE/NAME or uid.",
     )(command)
 
 
-def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+def complete_pod(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     try:
         known = ask(said_so_far(context), "pods").data
     except click.ClickException:

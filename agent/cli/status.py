@@ -170,6 +170,12 @@ def _pods(found: dict[str, Any], *, from_agent: bool, external: bool) -> str:
     text = f"{found.get('captured', 0)} of {total} captured, {found.get('verified', 0)} verified"
     if external:
         text = f"{found.get('served', 0)} of {total} served"
+    elif older := found.get("precapture_connections"):
+        text += (
+            f", {found.get('enforced', 0)} enforced ({older} connections are older than capture)"
+        )
+    elif found.get("captured"):
+        text += f", {found.get('enforced', 0)} enforced"
     if found.get("failed"):
         text += f", {found['failed']} FAILED"
     return f"{text} ({found['source']})" if found.get("source") else text

@@ -20,6 +20,7 @@ from agent.namespaces import NamespaceTable
 from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Held, Ledger
+from agent.pods.precapture import Precapture
 from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemoved
 from agent.pods.steps import CaptureError, PodTarget, Steps
 from agent.pods.turns import Turns
@@ -63,10 +64,12 @@ class Reconciler:
         external: bool = False,
         ports: Collection[int] = (),
         dns: DnsRules | None = None,
+        precapture: Precapture | None = None,
     ) -> None:
         """`external`: somebody else redirects traffic to the data plane's listeners, which have
         these `ports` in each pod."""
         self._ledger = ledger or Ledger()
+        self.precapture = precapture or Precapture()
         self._steps = Steps(
             redirect,
             verify_interval=verify_interval,
@@ -76,6 +79,7 @@ class Reconciler:
             external=external,
             ports=ports,
             dns=dns,
+            precapture=self.precapture,
         )
         self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
@@ -271,7 +275,8 @@ class Reconciler:
 
     def views(self) -> list[PodView]:
         node = self._node()
-        return [view(entry, node) for _, entry in sorted(self._pods.items())]
+        found = (view(entry, node) for _, entry in sorted(self._pods.items()))
+        return [self.precapture.seen(one) for one in found]
 
     def captured_namespaces(self) -> list[tuple[Pod, int]]:
         """Descriptors stay the reconciler's; good until it is awaited on."""
@@ -287,6 +292,7 @@ class Reconciler:
         for enrolment in self._pods.values():
             self._steps.close(enrolment)
         await self._steps.end()
+        await self.precapture.close()
 
     # ---- one pod's task
 

@@ -20,6 +20,7 @@ from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment
 from agent.pods.ledger import Ledger
 from agent.pods.netns import netns_id
+from agent.pods.precapture import Precapture
 from agent.pods.source import Pod
 from proto.gen import control_pb2
 from redirect import lingering
@@ -90,6 +91,7 @@ class Steps:
         external: bool = False,
         ports: Collection[int] = (),
         dns: DnsRules | None = None,
+        precapture: Precapture,
     ) -> None:
         """`ports`: of the data plane's listeners in each pod."""
         self._ports = ports
@@ -99,6 +101,7 @@ class Steps:
         self._dns = dns or DnsRules()
         self._namespaces: NamespaceTable = namespaces or {}
         self._ledger = ledger
+        self._precapture = precapture
         self._verify_interval = verify_interval.total_seconds()
         self._drain_deadline = drain_deadline
         self.repairs = 0
@@ -108,6 +111,7 @@ class Steps:
         return self._redirect is not None
 
     def reconfigure(self, config: CaptureConfig) -> None:
+        self._precapture.reconfigure(config)
         if self._redirect is not None:
             self._redirect.reconfigure(config)
 
@@ -180,10 +184,12 @@ class Steps:
         enrolment.captured, enrolment.released, enrolment.drained_by = True, False, 0.0
         self._proven(enrolment)
         log.info("pod captured", extra=_fields(enrolment))
+        await self._look_for_older(enrolment, anew=True)
 
     async def verify(self, enrolment: Enrolment) -> None:
         """Repairs what somebody changed, then looks whether the pod's namespace is still it."""
         redirect, target = self._present(), _target(enrolment)
+        repairs = enrolment.repairs
         if problems := await redirect.verify(target):
             enrolment.verified = None
             found = _fields(enrolment) | {"found": "; ".join(problems)}
@@ -195,6 +201,8 @@ class Steps:
             self.repairs += 1
         self._proven(enrolment)
         _still_there(enrolment)
+        # While the rules weren't whole, connections may have got past them.
+        await self._look_for_older(enrolment, anew=enrolment.repairs > repairs)
 
     async def change(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
         """Of its DNS, while it serves: never rules without somebody who listens. Without the data
@@ -270,6 +278,7 @@ class Steps:
             # failure leaves them there, and the pod without a proxy: it stays, with its error.
             log.info("pod's rules went with it", extra=_fields(enrolment) | {"why": exc})
         self._ledger.discard(enrolment.pod.uid)
+        self._precapture.forget(enrolment.pod.uid)
         enrolment.captured = enrolment.released = False
         enrolment.verified = None
         enrolment.verify_at = 0.0
@@ -298,6 +307,12 @@ class Steps:
 
     async def end(self) -> None:
         await self._threads.close()
+
+    async def _look_for_older(self, enrolment: Enrolment, *, anew: bool) -> None:
+        assert enrolment.netns is not None  # open, or it couldn't be captured
+        await self._precapture.enrolled(
+            enrolment.pod, enrolment.netns, enrolment.netns_fd, anew=anew
+        )
 
     def _note(self, enrolment: Enrolment, drains_until: datetime | None = None) -> None:
         assert enrolment.netns is not None  # open, or there would be nowhere to put rules

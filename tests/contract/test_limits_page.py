@@ -10,6 +10,7 @@ from proto.gen import control_pb2
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "dataplane" / "core" / "src"
+AGENT = ROOT / "agent" / "admin" / "metrics.py"
 SETTING = re.compile(r"`([a-z0-9]+(?:\.[a-z0-9-]+)+)`")
 METRIC = re.compile(r"`([a-z_0-9]+)(?:\{reason=\"([a-z_]+)\"\})?`")
 
@@ -40,7 +41,7 @@ def test_every_limit_is_on_the_page() -> None:
 
 
 def test_every_metric_and_reason_on_the_page_exists() -> None:
-    sources = [path.read_text() for path in SOURCES.rglob("*.rs")]
+    sources = [path.read_text() for path in (*SOURCES.rglob("*.rs"), AGENT)]
     registered = {name for text in sources for name in re.findall(r'"([a-z_0-9]+)"', text)}
     for name, reason in named(METRIC, 4):
         assert {name, name.removesuffix("_total")} & registered, name

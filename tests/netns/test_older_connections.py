@@ -149,6 +149,24 @@ async def test_cut_ones_are_reset_at_both_ends_and_others_go_on(
         await capture.remove(pod)
 
 
+async def test_an_older_connection_that_is_half_closed_is_still_one(
+    world: World, pod: Target, capture: NftablesCapture
+) -> None:
+    app, far = joined(world.pod, world.remote, socket.AF_INET, 80)
+    with app, far:
+        await capture.install(pod)
+        known = [(one.family, one.id) for one in older(world)]
+        far.shutdown(socket.SHUT_WR)
+        assert app.recv(1) == b""
+        app.sendall(b"x")
+        assert far.recv(1) == b"x"
+        # Who doesn't know it from before can't tell it from a captured one.
+        assert older(world) == []
+        assert len(inside(world.pod.netns, lambda: precapture.alive(known))) == len(known) == 1
+        app.close()
+        assert inside(world.pod.netns, lambda: precapture.alive(known)) == []
+
+
 async def test_mark_of_the_data_plane_hides_no_older_connection(
     world: World, pod: Target, capture: NftablesCapture
 ) -> None:

@@ -253,10 +253,14 @@ def test_rules_of_namespaces_come_from_the_file_alone(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     with_environment = load({"UNDERPASS_NAMESPACES": "shop"}, None)
     assert any("UNDERPASS_NAMESPACES" in text for text in with_environment.warnings)
-    file.write_text("namespaces: {shop: {registryOnly: on, waypointRequired: dry-run}, bank: {}}")
+    file.write_text(
+        "namespaces: {shop: {registryOnly: on, waypointRequired: dry-run}, bank: {},"
+        " old: {cutPrecapture: true}}"
+    )
     assert load(file=file).namespaces == {
         "shop": NamespaceRules("on", "dry-run"),
         "bank": NamespaceRules("off", "off"),
+        "old": NamespaceRules(cut_precapture=True),
     }
 
 
@@ -268,6 +272,7 @@ def test_rules_of_namespaces_come_from_the_file_alone(tmp_path: Path) -> None:
         ("{shop: {registryonly: on}}", "shop: registryonly: unknown; known are registryOnly"),
         ("{shop: {registryOnly: maybe}}", "'maybe' is unknown; write off, dry-run or on"),
         ("{shop: {registryOnly: [on]}}", "[True] is unknown; write off, dry-run or on"),
+        ("{shop: {cutPrecapture: soon}}", "cutPrecapture: 'soon' is unknown; write true or false"),
         ("{shop: on}", "shop: a mapping is wanted"),
         ("[shop]", "a mapping is wanted: NAME:"),
         ("{Shop: {}}", "Shop: not a namespace"),

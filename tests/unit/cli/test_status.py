@@ -38,7 +38,14 @@ GOOD: dict[str, Any] = {
         "types": {"t": {"processed": True, "rejected": {"shop/bad": "unknown action"}}},
     },
     "certificates": {"available": 2, "total": 3, "next_expiry": "2999-01-01T00:00:00+00:00"},
-    "pods": {"total": 3, "captured": 3, "verified": 2, "failed": 1, "source": "file:/etc/pods"},
+    "pods": {
+        "total": 3,
+        "captured": 3,
+        "verified": 2,
+        "enforced": 2,
+        "failed": 1,
+        "source": "file:/etc/pods",
+    },
     "connections": {"inbound": 5, "outbound": 6},
     "problems": [],
 }
@@ -63,7 +70,7 @@ def test_the_screen_shows_every_part_within_80_columns(tmp_path: Path) -> None:
         "connected to https://192.0.2.10:15012",
         "rejected shop/bad: unknown action",
         "2 of 3 available",
-        "3 of 3 captured, 2 verified, 1 FAILED",
+        "3 of 3 captured, 2 verified, 2 enforced, 1 FAILED",
         "5 inbound, 6 outbound",
         "Nothing is wrong.",
     ):
