@@ -14,6 +14,8 @@ from proto.gen import zds_pb2
 
 # facts ztunnel 10: room for one message and exactly one descriptor.
 _PACKET = 1024
+# Tags and lengths around the text of an answer.
+_ENVELOPE = 16
 _ONE_FD = socket.CMSG_LEN(struct.calcsize("i"))
 
 
@@ -51,7 +53,7 @@ class Link:
 
     async def answer(self, error: str) -> None:
         response = zds_pb2.WorkloadResponse()
-        response.ack.error = error
+        response.ack.error = _fitting(error)
         # Present also when it is empty: the server tells an answer by it.
         response.ack.SetInParent()
         await self._send(response.SerializeToString())
@@ -90,6 +92,15 @@ class Link:
             await ready.wait()
         finally:
             loop.remove_reader(self._sock)
+
+
+def _fitting(error: str) -> str:
+    """The server reads as many bytes of an answer as we of a request, and cuts the rest off."""
+    text = error.encode(errors="replace")
+    room = _PACKET - _ENVELOPE
+    if len(text) <= room:
+        return text.decode()
+    return text[: room - 3].decode(errors="ignore") + "\u2026"
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -292,6 +292,20 @@ def test_no_bytes_do_worse_than_a_protocol_error(data: bytes) -> None:
             asyncio.run(received())
 
 
+@pytest.mark.parametrize("uid", ["u" * 1000, "\u00fc" * 500], ids=["ascii", "two bytes each"])
+async def test_answers_fit_into_what_a_server_reads(client: ZdsConnection, uid: str) -> None:
+    packet = request(add=zds_pb2.AddWorkload(uid=uid))
+    fd = os.open("/dev/null", os.O_RDONLY)
+    try:
+        said = await client.ask_raw(packet, [fd])
+    finally:
+        os.close(fd)
+    assert said.startswith(f"add of {uid[:400]}")
+    assert said.endswith("\u2026")
+    answer = zds_pb2.WorkloadResponse(ack=zds_pb2.Ack(error=said)).SerializeToString()
+    assert 1000 < len(answer) <= 1024
+
+
 def test_answer_to_a_done_request_is_present_and_empty() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
