@@ -265,6 +265,20 @@ async def test_a_killed_tracing_process_is_told_as_an_error(mesh: Mesh, shop: Sh
     assert "the tracing process ended" in trace.notes
 
 
+async def test_without_privileges_it_says_which_are_wanted() -> None:
+    drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    child = await asyncio.create_subprocess_exec(
+        *drop,
+        *(sys.executable, "-m", "agent.trace.child", "tcp", str(os.getpid()), "15053"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    out, _ = await asyncio.wait_for(child.communicate(), 30)
+    assert child.returncode == 1
+    assert "run this as root, with CAP_BPF" in json.loads(out)["error"]
+
+
 # ---- helpers
 
 
