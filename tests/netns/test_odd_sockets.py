@@ -14,7 +14,7 @@ from agent.cli.demo.clients import Conversation
 from agent.cli.demo.shop import ECHO_PORT, serve_echo
 from agent.cli.demo.story import greets
 from tests.support.intruder import run
-from tests.support.policies import applied, policy, source
+from tests.support.policies import applied, becomes, policy, source
 from tests.support.proof import Logs, assert_talked, new_marker, nothing_in_clear
 from tests.support.sysctl import write
 
@@ -121,10 +121,11 @@ async def test_one_socket_gets_each_destinations_own_verdict_in_every_order(
     marker, logs = new_marker(), Logs(mesh, shop.web, shop.db)
     content = policy("no-web", "DENY", [source(serviceAccounts=["web"])], app="cart")
     async with applied(mesh, shop, "no-web", content):
-        await _refused_by(mesh, shop)
+        await becomes(mesh, shop.web, shop.cart, allowed=False)
         async with nothing_in_clear(mesh, marker):
             arguments = [f"{name}={host}:{ECHO_PORT}" for name, host in places.items()]
             said = await run(shop.web, "reuse", marker, *arguments)
+    await becomes(mesh, shop.web, shop.cart, allowed=True)
     assert len(said) == 24 * len(places)
     for one in said:
         if one.name == "denied":
@@ -244,13 +245,6 @@ async def mptcp_app(mesh: Mesh, shop: Shop) -> AsyncIterator[None]:
     await mesh.until("the MPTCP app", lambda: "listening" in mesh.log(name).read_text(), name)
     yield
     await mesh.kill(name)
-
-
-async def _refused_by(mesh: Mesh, shop: Shop) -> None:
-    async def out() -> bool:
-        return not await greets(shop.web, shop.cart)
-
-    await mesh.until("web can't reach cart", out)
 
 
 def _second_address(shop: Shop) -> None:
