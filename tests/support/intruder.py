@@ -51,13 +51,13 @@ async def run(
     program: str,
     *arguments: object,
     rights: Sequence[str] = POD_DEFAULT,
-    prefix: Sequence[str] = (),
+    before: Sequence[str] = (),
     seconds: float = 60,
 ) -> list[Heard]:
     """Starts `tests.attacks.PROGRAM` in the pod's namespace and waits for its end, which must be
-    a good one. `prefix` is a command between the namespace and the program."""
+    a good one. `before` is a command that runs the program and still has all rights."""
     process = await asyncio.create_subprocess_exec(
-        *_command(pod, program, arguments, rights, prefix), stdout=PIPE, stderr=PIPE, cwd=ROOT
+        *_command(pod, program, arguments, rights, before), stdout=PIPE, stderr=PIPE, cwd=ROOT
     )
     try:
         async with asyncio.timeout(seconds):
@@ -101,13 +101,12 @@ def _command(
     program: str,
     arguments: Sequence[object],
     rights: Sequence[str],
-    prefix: Sequence[str],
+    before: Sequence[str],
 ) -> list[str]:
     bounds = ",".join(["-all", *(f"+{right}" for right in rights)])
     return [
-        # The death signal is set last: a change of rights would clear it.
-        *("nsenter", f"--net={pod.sandbox.path}"),
+        *("nsenter", f"--net={pod.sandbox.path}", *before),
         *("setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", "--ambient-caps=-all"),
-        *("--pdeathsig", "KILL", *prefix),
+        *("--pdeathsig", "KILL"),
         *(sys.executable, "-m", f"tests.attacks.{program}", *map(str, arguments)),
     ]
