@@ -214,6 +214,8 @@ def _assemble(reader: _Reader) -> Config | None:
     if reader["pods"] is None and not reader.given("pods"):
         reader.wrong("pods", f"is needed; {choice.WAYS}")
     mode, own = _capture_mode(reader), _own_workload(reader)
+    pods_cgroup = _named_cgroup(reader, "pods-cgroup", mode)
+    kubelet_cgroup = _named_cgroup(reader, "kubelet-cgroup", mode)
     if reader.mistakes:
         return None
     return Config(
@@ -227,6 +229,8 @@ def _assemble(reader: _Reader) -> Config | None:
             mark=reader["mark"],
             verify_interval=reader["verify-interval"],
             cut_precapture=reader["cut-precapture"],
+            pods_cgroup=pods_cgroup,
+            kubelet_cgroup=kubelet_cgroup,
         ),
         source=source,
         authority=authority,
@@ -428,6 +432,21 @@ def _cgroup_parent(reader: _Reader, node: str) -> Path | None:
             "dataplane.cgroup-parent",
             f"{chosen}: must lie below the cgroup2 mount {mount or '(none is mounted)'}",
         )
+    return chosen
+
+
+def _named_cgroup(reader: _Reader, name: str, mode: str) -> Path | None:
+    """It needn't be there yet: a kubelet may start later."""
+    chosen: Path | None = reader[name]
+    if chosen is None:
+        return None
+    mount = cgroup2_mount()
+    if mount is None or not chosen.is_relative_to(mount) or chosen == mount:
+        reader.wrong(
+            name, f"{chosen}: must lie below the cgroup2 mount {mount or '(none is mounted)'}"
+        )
+    if mode in ("nftables", "external", "none"):
+        reader.warnings.append(f"{name}: only capture by eBPF uses it, not {mode}")
     return chosen
 
 

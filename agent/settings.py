@@ -191,6 +191,13 @@ def file(value: object) -> Path | Literal:
     return value if isinstance(value, Literal) else path(value)
 
 
+def cgroup(value: object) -> Path:
+    found = Path(words(value))
+    if not found.is_absolute() or ".." in found.parts:
+        raise Mistake("not an absolute path, for example /sys/fs/cgroup/kubepods.slice")
+    return found
+
+
 def https_address(value: object) -> str:
     """`https://host:port` or `host:port`; tokens are never sent in clear."""
     found = words(value)
@@ -378,6 +385,13 @@ SETTINGS: tuple[Setting, ...] = (
         switch,
         False,
         "Cut connections older than a pod's capture as it is captured; a namespace may differ",
+    ),
+    Setting("pods-cgroup", cgroup, None, "cgroup2 folder of all pods, for capture by eBPF"),
+    Setting(
+        "kubelet-cgroup",
+        cgroup,
+        None,
+        "cgroup2 folder of the kubelet, which reaches pods' probe ports under eBPF capture",
     ),
     Setting("xds.address", https_address, None, "Control plane, https://host:port"),
     Setting("xds.root", roots, None, "Its root certificates: a path, PEM text, or SYSTEM"),

@@ -93,6 +93,9 @@ class Capture:
     verify_interval: timedelta = timedelta(seconds=10)
     # Of every pod as it is captured, unless its namespace says otherwise.
     cut_precapture: bool = False
+    # Of capture by eBPF: where its programs are attached; whose sockets reach probe ports.
+    pods_cgroup: Path | None = None
+    kubelet_cgroup: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Step(enum.Enum):
     ADD = "make the data plane listen in it"
     CAPTURE = "redirect its traffic"
     VERIFY = "compare its rules"
-    CHANGE = "change its DNS"
+    CHANGE = "change its settings"
     # Away from it: never bare ports that rules still point to.
     RELEASE = "let its new connections past"
     UNCAPTURE = "take its rules away"
@@ -116,7 +116,7 @@ class Enrolment:
 
     def _changes_in_place(self) -> bool:
         wanted = self.wanted
-        return wanted is not None and not self.moved and wanted.differs_only_in_dns(self.pod)
+        return wanted is not None and not self.moved and wanted.differs_only_in_settings(self.pod)
 
     def drained(self) -> None:
         """None of its connections is left, or nobody is left to wait for."""

@@ -1,5 +1,6 @@
 """Pods from a watched YAML file: a list of `name`, `namespace`, `serviceAccount`, `uid`, and
-`netns` (a path) or `pid`; `dnsCapture: false` and `resolvConf` (a path) where wanted."""
+`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` (a path) and `probePorts` (a list)
+where wanted."""
 
 import asyncio
 import logging
@@ -23,7 +24,19 @@ CALM = timedelta(milliseconds=50)
 # Far above what a node holds; a wrong path to something huge must not fill the memory.
 SIZE_LIMIT = 16 * 1024 * 1024
 
-_FIELDS = ("name", "namespace", "serviceAccount", "uid", "netns", "pid", "dnsCapture", "resolvConf")
+_FIELDS = (
+    "name",
+    "namespace",
+    "serviceAccount",
+    "uid",
+    "netns",
+    "pid",
+    "dnsCapture",
+    "resolvConf",
+    "probePorts",
+)
+# A pod has a few containers with three probes each; the data plane looks each arrival up in them.
+PROBE_PORTS_LIMIT = 64
 # Parts of a SPIFFE id and of Kubernetes names alike.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,252}")
@@ -169,6 +182,7 @@ def _pod(entry: object) -> Pod:
         netns=_netns(entry),
         dns_capture=_dns_capture(entry),
         resolv_conf=_resolv_conf(entry),
+        probe_ports=_probe_ports(entry),
     )
 
 
@@ -216,6 +230,19 @@ def _resolv_conf(entry: Mapping[str, object]) -> Path | None:
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise _BrokenEntry(f"resolvConf: {path!r} is no absolute path of a file")
     return Path(path)
+
+
+def _probe_ports(entry: Mapping[str, object]) -> tuple[int, ...]:
+    """In order, each once: what is written otherwise isn't another pod."""
+    ports = entry.get("probePorts", [])
+    if not isinstance(ports, list):
+        raise _BrokenEntry(f"probePorts: a list is wanted, for example [8080], not {_kind(ports)}")
+    for port in ports:
+        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+            raise _BrokenEntry(f"probePorts: {port!r} is no port; write numbers from 1 to 65535")
+    if len(set(ports)) > PROBE_PORTS_LIMIT:
+        raise _BrokenEntry(f"probePorts: {len(set(ports))} ports, {PROBE_PORTS_LIMIT} at most")
+    return tuple(sorted(set(ports)))
 
 
 def _claim(taken: dict[tuple[str, str], int], index: int, pod: Pod) -> None:

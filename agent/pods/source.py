@@ -26,6 +26,8 @@ class Pod:
     dns_capture: bool = True
     # Where its own resolv.conf may be.
     resolv_conf: Path | None = None
+    # Which the node's kubelet may reach past the mesh.
+    probe_ports: tuple[int, ...] = ()
     # Of the agent's own: what alone is reached there, over HBONE; nothing is redirected.
     only_ports: tuple[int, ...] = ()
 
@@ -34,10 +36,15 @@ class Pod:
         """namespace/name, as people call it."""
         return f"{self.namespace}/{self.name}"
 
-    def differs_only_in_dns(self, other: "Pod") -> bool:
+    def differs_only_in_settings(self, other: "Pod") -> bool:
         """Then one becomes the other without leaving the mesh."""
-        dns = {"dns_capture": other.dns_capture, "resolv_conf": other.resolv_conf}
-        return self != other and replace(self, **dns) == other  # type: ignore[arg-type]
+        same = replace(
+            self,
+            dns_capture=other.dns_capture,
+            resolv_conf=other.resolv_conf,
+            probe_ports=other.probe_ports,
+        )
+        return self != other and same == other
 
 
 @dataclass(frozen=True)

@@ -205,8 +205,8 @@ class Steps:
         await self._look_for_older(enrolment, anew=enrolment.repairs > repairs)
 
     async def change(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
-        """Of its DNS, while it serves: never rules without somebody who listens. Without the data
-        plane that has it, what comes next brings both up to date."""
+        """Of its settings, while it serves: never rules without somebody who listens. Without the
+        data plane that has it, what comes next brings both up to date."""
         wanted = enrolment.wanted
         assert wanted is not None  # CHANGE is never planned without it
         captured = enrolment.captured and self._redirect is not None
@@ -220,7 +220,8 @@ class Steps:
         if captured and wanted.dns_capture:
             await self._present().install(target)
         enrolment.pod = wanted
-        log.info("pod's DNS changed", extra=_fields(enrolment) | {"capture": wanted.dns_capture})
+        settings = {"dns": wanted.dns_capture, "probe_ports": list(wanted.probe_ports)}
+        log.info("pod's settings changed", extra=_fields(enrolment) | settings)
 
     async def reinstall(self, enrolment: Enrolment) -> None:
         """After `reconfigure`; a failure leaves it stale, and verified at once."""
@@ -340,7 +341,7 @@ class Steps:
         if self._redirect is None:
             external = control_pb2.PodSettings.EXTERNAL
             kind = external if self.external else control_pb2.PodSettings.NONE
-        settings = control_pb2.PodSettings(capture=kind)
+        settings = control_pb2.PodSettings(capture=kind, probe_ports=pod.probe_ports)
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]
             settings.waypoint_required = _ENFORCEMENT[rules.waypoint_required]

@@ -185,6 +185,29 @@ def test_cgroup2_is_found_in_the_mount_table_wherever_it_is() -> None:
     assert config.cgroup2_mount(lambda: "proc /proc proc rw 0 0\n") is None
 
 
+@pytest.mark.parametrize("name", ["pods-cgroup", "kubelet-cgroup"])
+def test_cgroups_of_others_lie_below_the_mount(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    mount, option = Path("/sys/fs/cgroup"), name.replace("-", "_")
+
+    def given(path: str) -> dict[str, Any]:
+        return {option: path}
+
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: mount)
+    found = load(**given("/sys/fs/cgroup/kubepods.slice"))
+    assert getattr(found.capture, option) == mount / "kubepods.slice"
+    assert getattr(load().capture, option) is None
+    (warning,) = load(capture="nftables", **given("/sys/fs/cgroup/x")).warnings
+    assert warning == f"{name}: only capture by eBPF uses it, not nftables"
+    for wrong, why in (
+        ("kubepods", "not an absolute path"),
+        ("/sys/fs/cgroup/../etc", "not an absolute path"),
+        ("/sys/fs/cgroup", "must lie below the cgroup2 mount /sys/fs/cgroup"),
+        ("/var/kubepods", "must lie below the cgroup2 mount /sys/fs/cgroup"),
+    ):
+        (mistake,) = mistakes(**given(wrong))
+        assert why in mistake
+
+
 def test_cgroup_leaf_lies_below_the_mount_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     mount = Path("/sys/fs/cgroup/unified")
     monkeypatch.setattr(config, "cgroup2_mount", lambda: mount)

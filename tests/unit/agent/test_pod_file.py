@@ -49,6 +49,30 @@ def test_pid_names_the_namespace_of_that_process() -> None:
     assert not pod.netns.follow
 
 
+def test_probe_ports_are_a_set() -> None:
+    pods = listed(entry("a", probePorts=[8081, 80, 80]), entry("b", probePorts=[])).pods
+    assert pods["uid-a"].probe_ports == (80, 8081)
+    assert pods["uid-b"].probe_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("ports", "why"),
+    [
+        (8080, "a list is wanted"),
+        ([0], "0 is no port; write numbers from 1 to 65535"),
+        ([65536], "65536 is no port"),
+        (["http"], "'http' is no port"),
+        ([True], "True is no port"),
+        ([[80]], "[80] is no port"),
+        (list(range(1, 66)), "65 ports, 64 at most"),
+    ],
+)
+def test_what_is_no_list_of_ports_is_told(ports: object, why: str) -> None:
+    (problem,) = listed(entry("a", probePorts=ports)).problems
+    assert "(shop/a): probePorts: " in problem
+    assert why in problem
+
+
 def test_dns_is_caught_unless_the_entry_says_otherwise() -> None:
     pods = listed(entry("a"), entry("b", dnsCapture=False, resolvConf="/srv/b.conf")).pods
     assert pods["uid-a"].dns_capture

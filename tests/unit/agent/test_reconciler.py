@@ -474,6 +474,17 @@ async def test_dns_changes_in_place_rules_first_when_it_goes_and_last_when_it_co
     assert world.view("a").captured
 
 
+async def test_probe_ports_change_in_place(world: World) -> None:
+    world.add("a")
+    world.tell(PodsSynced())
+    world.reconciler.attach(world.target, synced=True)
+    await world.until(a="captured")
+    world.tell(PodAdded(replace(world.pod("a"), probe_ports=(80, 8080))))
+    await eventually(lambda: world.target.settings["uid-a"].probe_ports == [80, 8080])
+    assert world.target.removed == []
+    assert world.view("a").captured
+
+
 async def test_dns_changed_while_no_data_plane_serves_goes_with_the_next(world: World) -> None:
     world.add("a")
     world.tell(PodsSynced())
