@@ -201,7 +201,7 @@ impl Slot {
         if parts.status != StatusCode::OK {
             return Err(Failure::Final(Error::Status(parts.status.as_u16())));
         }
-        let stream = Stream::new(send, recv, Some(self), tunnel.proof.clone());
+        let stream = Stream::new(send, recv, Some(self), None, tunnel.proof.clone());
         Ok((stream, parts.headers))
     }
 }

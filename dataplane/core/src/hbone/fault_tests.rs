@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
+use super::nested::Nested;
 use super::raw::{self, ACK, END_HEADERS, Frame, PREFACE, kind};
 use super::settings::Http2;
-use super::testing::{LONG, Mesh, dial, eventually, key, new_pool, pool_with};
+use super::testing::{LONG, Mesh, connect, dial, eventually, key, new_pool, pool_with};
 use super::{Error, Tunnel};
 use crate::config::Limits;
 
@@ -242,7 +243,11 @@ async fn a_reset_in_any_phase_fails_the_connection_and_leaves_nothing() {
 }
 
 /// Counts PINGs and answers them; sends what it is told to.
-async fn far_end(mut tls: server::TlsStream<TcpStream>, pings: Arc<AtomicUsize>, busy: Duration) {
+async fn far_end(
+    mut tls: server::TlsStream<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+    pings: Arc<AtomicUsize>,
+    busy: Duration,
+) {
     tls.read_exact(&mut vec![0; PREFACE.len()]).await.unwrap();
     raw::send(&mut tls, kind::SETTINGS, 0, 0, &[])
         .await
@@ -317,6 +322,50 @@ async fn pings_are_quiet_while_data_flows_and_come_when_it_stops() {
     });
     eventually("the silence is asked about", || {
         pings.load(Ordering::SeqCst) >= 3
+    })
+    .await;
+    still.abort();
+}
+
+#[tokio::test]
+async fn pings_of_an_inner_tunnel_are_quiet_while_data_flows_and_come_when_it_stops() {
+    let mesh = Mesh::new().await;
+    let mut gateway = mesh.server(Http2::default()).await;
+    let via = gateway.addr;
+    let pool = new_pool(Limits::default(), dial());
+    let (outer, far) = mesh.pair(&pool, &mut gateway).await;
+    let pings = Arc::new(AtomicUsize::new(0));
+    let (config, counted) = (mesh.db.server.clone(), pings.clone());
+    tokio::spawn(async move {
+        let tls = TlsAcceptor::from(config).accept(far).await.unwrap();
+        far_end(tls, counted, LIMIT * 8).await;
+    });
+    let fast = Http2 {
+        ping_interval: LIMIT,
+        ping_timeout: LONG,
+        ..Http2::default()
+    };
+    let (_cut, cut) = tokio::sync::watch::channel(false);
+    let nested = Nested {
+        expected: &key(via).expected,
+        credentials: &mesh.web,
+        via,
+        limits: Arc::new(Limits::default()),
+        http2: &fast,
+        cut,
+    };
+    let inner = nested.connect(outer, &connect()).await.unwrap();
+    let mut stream = inner.stream;
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < LIMIT * 6 {
+        stream.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(pings.load(Ordering::SeqCst), 0);
+    let still = tokio::spawn(async move {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    eventually("the silence is asked about", || {
+        pings.load(Ordering::SeqCst) >= 2
     })
     .await;
     still.abort();

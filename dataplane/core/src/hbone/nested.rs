@@ -3,14 +3,19 @@
 //! the one endpoint that the gateway chose for the first.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -21,6 +26,7 @@ use super::gather::Gather;
 use super::keepalive::{Beat, Heard, Keepalive};
 use super::server::text;
 use super::settings::Http2;
+use super::stream::Why;
 use super::{Connect, Connected, Error, Stream};
 use crate::config::Limits;
 use crate::identity::Identity;
@@ -38,13 +44,24 @@ pub struct Nested<'a> {
     pub cut: watch::Receiver<bool>,
 }
 
-type Driver = Connection<TlsStream<Stream>, Bytes>;
+type Driver = Connection<TlsStream<Outer>, Bytes>;
+
+/// The stream to the gateway, which tells when something came over it.
+struct Outer {
+    stream: Stream,
+    heard: Heard,
+}
 
 impl Nested<'_> {
     /// The inner stream; `outer` ends with it.
     pub async fn connect(self, outer: Stream, connect: &Connect) -> Result<Connected, Error> {
         let via = self.via;
         let limit = self.limits.tls_handshake_timeout;
+        let heard = Heard::default();
+        let outer = Outer {
+            stream: outer,
+            heard: heard.clone(),
+        };
         let handshakes = Box::pin(self.handshakes(outer));
         let (peer, send, mut connection) = match timeout(limit, handshakes).await {
             Ok(result) => result?,
@@ -53,20 +70,20 @@ impl Nested<'_> {
         let pings = connection
             .ping_pong()
             .ok_or_else(|| Error::Http2(via, "PINGs are taken".to_owned()))?;
-        // Nothing tells when a stream was heard of: its PINGs go out always.
         let (interval, silence) = (self.http2.ping_interval, self.http2.ping_timeout);
-        let keepalive = Keepalive::new(pings, Heard::default(), interval, silence);
+        let keepalive = Keepalive::new(pings, heard, interval, silence);
+        let why = Why::default();
         let proof = peer.tracked.proof().clone();
         let identity = peer.identity.clone();
-        tokio::spawn(drive(connection, keepalive, peer, self.cut));
+        tokio::spawn(drive(connection, keepalive, peer, why.clone(), self.cut));
         let limit = self.limits.connect_answer_timeout;
-        match timeout(limit, exchange(send, connect, identity, proof)).await {
+        match timeout(limit, exchange(send, connect, identity, proof, why)).await {
             Ok(result) => result,
             Err(_) => Err(Error::Timeout(via, "inner CONNECT", limit)),
         }
     }
 
-    async fn handshakes(&self, outer: Stream) -> Result<(Peer, SendRequest<Bytes>, Driver), Error> {
+    async fn handshakes(&self, outer: Outer) -> Result<(Peer, SendRequest<Bytes>, Driver), Error> {
         let via = self.via;
         let config = self.credentials.client(self.expected);
         let config = config.map_err(|err| Error::Tls(via, err.to_string()))?;
@@ -91,11 +108,45 @@ impl Nested<'_> {
     }
 }
 
+impl AsyncRead for Outer {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.heard.store(true, Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Outer {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 async fn exchange(
     send: SendRequest<Bytes>,
     connect: &Connect,
     peer: Identity,
     proof: Arc<Proof>,
+    why: Why,
 ) -> Result<Connected, Error> {
     let via = proof.addr;
     let request = request(connect).map_err(|err| Error::Http2(via, format!("authority: {err}")))?;
@@ -109,7 +160,7 @@ async fn exchange(
         .into_parts();
     match parts.status {
         StatusCode::OK => Ok(Connected {
-            stream: Stream::new(body, recv, None, proof),
+            stream: Stream::new(body, recv, None, Some(why), proof),
             peer,
             headers: parts.headers,
         }),
@@ -122,6 +173,7 @@ async fn drive(
     mut connection: Driver,
     mut keepalive: Keepalive,
     peer: Peer,
+    why: Why,
     mut cut: watch::Receiver<bool>,
 ) {
     let via = peer.tracked.proof().addr;
@@ -135,7 +187,9 @@ async fn drive(
                 }
                 return;
             }
-            beat = poll_fn(|cx| keepalive.poll(cx)) => if let Beat::Dead(_) = beat {
+            beat = poll_fn(|cx| keepalive.poll(cx)) => if let Beat::Dead(silence) = beat {
+                // Set once: a tunnel ends once.
+                let _ = why.set(Error::Timeout(via, "inner PING", silence));
                 return tracing::debug!(%via, "inner tunnel ended: PING not answered");
             },
             _ = cut.wait_for(|cut| *cut) => return,

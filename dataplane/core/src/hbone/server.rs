@@ -20,6 +20,7 @@ use super::gather::Gather;
 use super::keepalive::{Beat, Heard, Keepalive};
 use super::settings::Http2;
 use super::socket::Socket;
+use super::stream::Why;
 use super::{Error, Stream, until};
 use crate::config::{Limits, canonical_addr};
 use crate::identity::Identity;
@@ -38,6 +39,7 @@ pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
     proof: Arc<Proof>,
+    why: Why,
 }
 
 /// One inbound tunnel after its handshakes.
@@ -47,6 +49,8 @@ pub struct Tunnel {
     keepalive: Keepalive,
     peer: Peer,
     from: SocketAddr,
+    /// Why its streams end with it.
+    why: Why,
     expires: SystemTime,
     /// Looks for that moment; None once it came.
     expiry: Option<Pin<Box<Sleep>>>,
@@ -62,7 +66,8 @@ impl Responder {
             .respond
             .send_response(response, false)
             .map_err(|err| Error::Http2(self.proof.addr, err.to_string()))?;
-        Ok(Stream::new(send, self.recv, None, self.proof))
+        let why = Some(self.why);
+        Ok(Stream::new(send, self.recv, None, why, self.proof))
     }
 
     /// Status only, end of stream (facts ztunnel 3.3).
@@ -134,7 +139,7 @@ impl Tunnel {
             request = accepted => Some(match request {
                 Some(Ok((request, respond))) => {
                     let proof = self.peer.tracked.proof().clone();
-                    Some(Ok(received(request, respond, proof)))
+                    Some(Ok(received(request, respond, proof, self.why.clone())))
                 }
                 Some(Err(err)) => {
                     self.over = true;
@@ -146,8 +151,11 @@ impl Tunnel {
                 }
             }),
             silence = silence(&mut self.keepalive) => {
+                let error = Error::Timeout(from, "PING", silence);
+                // Set once: a tunnel ends once.
+                let _ = self.why.set(error.clone());
                 self.shut().await;
-                Some(Some(Err(Error::Timeout(from, "PING", silence))))
+                Some(Some(Err(error)))
             }
             change = self.peer.tracked.changed() => match change {
                 Change::Drain => {
@@ -240,6 +248,7 @@ async fn greet(
         keepalive: Keepalive::new(pings, heard, http2.ping_interval, http2.ping_timeout),
         peer,
         from,
+        why: Why::default(),
         expires,
         expiry: Some(Box::pin(sleep(until(expires)))),
         over: false,
@@ -250,6 +259,7 @@ fn received(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
     proof: Arc<Proof>,
+    why: Why,
 ) -> (Request, Responder) {
     let (parts, recv) = request.into_parts();
     let request = Request {
@@ -261,6 +271,7 @@ fn received(
         respond,
         recv,
         proof,
+        why,
     };
     (request, responder)
 }

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -46,9 +46,14 @@ pub struct WriteHalf {
     hold: Arc<Hold>,
 }
 
+/// Why we ended a tunnel, for its streams; set before it ends.
+pub(super) type Why = Arc<OnceLock<Error>>;
+
 /// What both halves keep as long as one of them lives.
 struct Hold {
     slot: Option<Slot>,
+    /// Of a tunnel that isn't shared.
+    why: Option<Why>,
     /// Of the tunnel's peer.
     proof: Arc<Proof>,
 }
@@ -59,9 +64,10 @@ impl Stream {
         send: SendStream<Bytes>,
         recv: RecvStream,
         slot: Option<Slot>,
+        why: Option<Why>,
         proof: Arc<Proof>,
     ) -> Self {
-        let hold = Arc::new(Hold { slot, proof });
+        let hold = Arc::new(Hold { slot, why, proof });
         Self {
             read: ReadHalf {
                 recv,
@@ -127,7 +133,7 @@ impl ReadHalf {
                     self.owed = data.len();
                     return Poll::Ready(Some(Ok(data)));
                 }
-                Some(Err(err)) if is_quiet_reset(&err) => None,
+                Some(Err(err)) if is_quiet_reset(&err) && !self.hold.is_ended() => None,
                 Some(Err(err)) => Some(Err(self.hold.to_io(err))),
                 None => None,
             };
@@ -282,10 +288,17 @@ fn is_quiet_reset(err: &h2::Error) -> bool {
 }
 
 impl Hold {
+    fn is_ended(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| why.get().is_some())
+    }
+
     /// facts ztunnel 3.9; a tunnel that was cut says why.
     fn to_io(&self, err: h2::Error) -> io::Error {
         if let Some(distrust) = self.proof.distrust() {
             return io::Error::other(Error::Untrusted(self.proof.addr, distrust.clone()));
+        }
+        if let Some(why) = self.why.as_ref().and_then(|why| why.get()) {
+            return io::Error::other(why.clone());
         }
         match err.reason() {
             Some(Reason::STREAM_CLOSED) => broken_pipe(err.to_string()),
