@@ -1,11 +1,14 @@
 //! Names of workloads that have no address (facts ztunnel 2.6), asked of the node's own nameservers.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::parse_resolv_conf;
 use parking_lot::Mutex;
 use rand::seq::IndexedRandom;
 use tokio::time::timeout;
@@ -19,11 +22,22 @@ const CACHE: u64 = 4096;
 /// One for the node. Lives in the process's own namespace: what it asks is not a pod's traffic.
 pub struct Names {
     /// Made when first needed: most nodes have no such workload. A failure is tried again.
-    inner: Mutex<Option<TokioResolver>>,
-    /// None: those of the node's resolv.conf.
+    inner: Mutex<Option<Made>>,
+    /// Empty: those of the node's resolv.conf.
     nameservers: Vec<SocketAddr>,
+    resolv_conf: PathBuf,
     ipv6: bool,
 }
+
+/// The one whose cache all share, and the file that it was made of.
+struct Made {
+    resolver: TokioResolver,
+    servers: Vec<IpAddr>,
+    stamp: Option<Stamp>,
+}
+
+/// Tells one content of a file from the next: a file that is swapped has another number.
+type Stamp = (u64, u64, SystemTime);
 
 #[derive(Debug, thiserror::Error)]
 #[error("no resolved addresses: {hostname}: {cause}")]
@@ -37,6 +51,7 @@ impl Names {
         Self {
             inner: Mutex::default(),
             nameservers: config.dns.nameservers.clone(),
+            resolv_conf: "/etc/resolv.conf".into(),
             ipv6: config.ipv6,
         }
     }
@@ -62,31 +77,59 @@ impl Names {
         pick(&all, prefer).ok_or_else(|| failed("no address in the answer".to_owned()))
     }
 
-    /// The one whose cache all share.
+    /// Made anew where the node's file has changed; while that one can't be used, as before.
     fn inner(&self) -> Result<TokioResolver, String> {
         let mut inner = self.inner.lock();
-        match &*inner {
-            Some(made) => Ok(made.clone()),
-            None => Ok(inner.insert(self.build()?).clone()),
+        let stamp = self.stamp();
+        if let Some(made) = &*inner
+            && made.stamp == stamp
+        {
+            return Ok(made.resolver.clone());
+        }
+        match (self.make(stamp), &*inner) {
+            (Ok(made), _) => {
+                tracing::info!(servers = ?made.servers, "the node's nameservers");
+                Ok(inner.insert(made).resolver.clone())
+            }
+            (Err(_), Some(made)) => Ok(made.resolver.clone()),
+            (Err(error), None) => Err(error),
         }
     }
 
-    fn build(&self) -> Result<TokioResolver, String> {
-        let mut builder = if self.nameservers.is_empty() {
-            let builder = TokioResolver::builder_tokio();
-            builder.map_err(|error| format!("the node's resolv.conf: {error}"))?
-        } else {
-            let servers = self.nameservers.iter().map(server).collect();
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        };
-        let options = builder.options_mut();
+    fn stamp(&self) -> Option<Stamp> {
+        let relevant = self.nameservers.is_empty();
+        let file = relevant
+            .then(|| std::fs::metadata(&self.resolv_conf))?
+            .ok()?;
+        Some((file.ino(), file.len(), file.modified().ok()?))
+    }
+
+    fn make(&self, stamp: Option<Stamp>) -> Result<Made, String> {
+        let (config, mut options) = self.read()?;
         options.cache_size = CACHE;
         options.ip_strategy = match self.ipv6 {
             true => LookupIpStrategy::Ipv4AndIpv6,
             false => LookupIpStrategy::Ipv4Only,
         };
-        builder.build().map_err(|error| error.to_string())
+        let servers = config.name_servers().iter().map(|s| s.ip).collect();
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let resolver = builder.with_options(options).build();
+        Ok(Made {
+            resolver: resolver.map_err(|error| error.to_string())?,
+            servers,
+            stamp,
+        })
+    }
+
+    fn read(&self) -> Result<(ResolverConfig, ResolverOpts), String> {
+        if !self.nameservers.is_empty() {
+            let servers = self.nameservers.iter().map(server).collect();
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+            return Ok((config, ResolverOpts::default()));
+        }
+        let failed = |error: &dyn std::fmt::Display| format!("the node's resolv.conf: {error}");
+        let content = std::fs::read(&self.resolv_conf).map_err(|error| failed(&error))?;
+        parse_resolv_conf(content).map_err(|error| failed(&error))
     }
 }
 
@@ -109,6 +152,39 @@ fn pick(all: &[IpAddr], prefer: IpFamily) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    fn asked(names: &Names) -> Result<String, String> {
+        names.inner()?;
+        let inner = names.inner.lock();
+        Ok(format!("{:?}", inner.as_ref().unwrap().servers))
+    }
+
+    #[tokio::test]
+    async fn a_resolv_conf_that_changes_is_read_again_and_one_that_breaks_is_not_missed() {
+        let file = std::env::temp_dir().join(format!("up-names-{}", std::process::id()));
+        let write = |text: &str| {
+            let new = file.with_extension("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(&new, &file).unwrap();
+        };
+        let names = Names {
+            resolv_conf: file.clone(),
+            ..Names::new(&crate::inpod::testing::config())
+        };
+        assert!(
+            asked(&names).unwrap_err().contains("resolv.conf"),
+            "none yet"
+        );
+        write("nameserver 192.0.2.1\n");
+        assert_eq!(asked(&names).unwrap(), "[192.0.2.1]");
+        write("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
+        assert_eq!(asked(&names).unwrap(), "[192.0.2.2, 192.0.2.3]");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(asked(&names).unwrap(), "[192.0.2.2, 192.0.2.3]");
+        write("nameserver 192.0.2.4\n");
+        assert_eq!(asked(&names).unwrap(), "[192.0.2.4]");
+        std::fs::remove_file(&file).unwrap();
+    }
 
     #[test]
     fn all_of_the_preferred_family_are_picked_and_the_others_only_without_them() {
