@@ -1,4 +1,4 @@
-"""The process that loads bcc: `python -m agent.trace.child PROGRAM PARENT DNS-PORT`.
+"""The process that loads bcc: `python -m agent.trace.child PROGRAM PARENT DNS-PORT [dialled]`.
 
 Standard input: lines of JSON, each the inode numbers of the namespaces to tell of; its end is the
 end. Standard output: lines of JSON. {"ready": true} once everything is attached, then records with
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.trace import headers
 from agent.trace.btf import VMLINUX, Btf, UnknownType
-from agent.trace.programs import PROGRAMS, Program, macros
+from agent.trace.programs import PROGRAMS, Program, dialling, macros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,12 +31,12 @@ class Unusable(Exception):
     """This machine can't trace as it is; the text says what to install or do."""
 
 
-def main(program: str, parent: int, dns_port: int) -> int:
+def main(program: str, parent: int, dns_port: int, *more: str) -> int:
     _end_with(parent)
     # Ctrl-C goes to everybody at the terminal; the parent closes our input then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        tracer = _Tracer(PROGRAMS[program], dns_port)
+        tracer = _Tracer(PROGRAMS[program], dns_port, dialled="dialled" in more)
     except Unusable as exc:
         _tell({"error": str(exc)})
         return 1
@@ -51,9 +51,9 @@ def main(program: str, parent: int, dns_port: int) -> int:
 class _Tracer:
     """Compiled, loaded and attached; `run` tells until the input ends. Raises Unusable."""
 
-    def __init__(self, program: Program, dns_port: int) -> None:
+    def __init__(self, program: Program, dns_port: int, *, dialled: bool) -> None:
         self._program = program
-        self._bpf = _load(program, dns_port)
+        self._bpf = _load(program, dns_port, dialled=dialled)
         self._lost = 0
         self._input = b""
         self._pods: set[int] | None = None
@@ -110,10 +110,11 @@ class _Tracer:
             self._lost = lost
 
 
-def _load(program: Program, dns_port: int) -> Any:
+def _load(program: Program, dns_port: int, *, dialled: bool) -> Any:
     """bcc's object with everything attached. Raises Unusable."""
     try:
-        fields = macros(Btf())
+        btf = Btf()
+        fields = [*macros(btf), *(dialling(btf) if dialled else ())]
     except OSError as exc:
         raise Unusable(
             f"{VMLINUX} can't be read ({exc.strerror}): tracing needs a kernel with type"
@@ -160,4 +161,4 @@ def _tell(line: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -2,6 +2,7 @@
 went through the data plane. Decides only; reads nothing by itself."""
 
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Seen:
     received: int | None = None
     process: str = ""
     pid: int = 0
+    # What the application asked for, where capture led its socket elsewhere.
+    dialled: Address | None = None
     duration_ns: int | None = None
 
 
@@ -51,6 +54,15 @@ def ends(record: Record) -> tuple[Address, Address]:
     size = 4 if record["family"] == socket.AF_INET else 16
     local, remote = (bytes.fromhex(record[name])[:size] for name in ("saddr", "daddr"))
     return (plain(local), record["sport"]), (plain(remote), record["dport"])
+
+
+def asked(address: bytes) -> Address | None:
+    """A socket address as connect(2) takes it; None when it wasn't seen."""
+    family = int.from_bytes(address[:2], sys.byteorder)
+    port = int.from_bytes(address[2:4])
+    if family == socket.AF_INET:
+        return plain(address[4:8]), port
+    return (plain(address[8:24]), port) if family == socket.AF_INET6 else None
 
 
 class Connections:
@@ -138,7 +150,7 @@ class Connections:
             self._forget(known)
             seen.began, seen.via, seen.outbound = known.began, known.via, known.outbound
             seen.connect_ns, seen.process, seen.pid = known.connect_ns, known.process, known.pid
-            seen.own = known.own
+            seen.own, seen.dialled = known.own, known.dialled
         seen.event = "failed" if record["before"] == SYN_SENT else "closed"
         if seen.began is not None:
             seen.duration_ns = seen.time - seen.began
@@ -154,6 +166,8 @@ class Connections:
         if dial is not None:
             seen.began, seen.process, seen.pid = dial["time"], dial["comm"], dial["pid"]
             seen.connect_ns = seen.time - seen.began
+            if self._led(seen):
+                seen.dialled = asked(bytes.fromhex(dial["dialled"]))
         elif record["after"] == ESTABLISHED:
             seen.began = seen.time
         if record["after"] == ESTABLISHED:
@@ -170,7 +184,8 @@ class Connections:
             if (seen := self._held.pop(client, None)) is not None:
                 seen.via = self._ports.outbound
                 return seen
-        elif leg.local[1] == self._ports.inbound_plaintext:
+        elif leg.local[1] not in (self._ports.inbound_hbone, self._ports.dns):
+            # eBPF leaves the address that the client asked for in the accepted socket.
             waiting = self._plaintext[leg.netns, leg.remote[0]]
             if len(waiting) < KEPT:
                 waiting.append(leg)
@@ -179,7 +194,7 @@ class Connections:
     def _judge(self, seen: Seen) -> bool:
         """Whether it is known by now that it was caught; sets `via`."""
         if seen.outbound:
-            if (seen.netns, seen.local) in self._caught:
+            if self._led(seen) or (seen.netns, seen.local) in self._caught:
                 seen.via = self._ports.outbound
         else:
             peer = self._live.get((seen.netns, seen.remote, seen.local))
@@ -188,10 +203,16 @@ class Connections:
                 waiting = self._plaintext.pop((seen.netns, seen.remote[0]), [])
                 seen.via = self._ports.inbound_hbone
                 if waiting:
-                    seen.via = waiting.pop(0).local[1]
+                    waiting.pop(0)
+                    seen.via = self._ports.inbound_plaintext
                 if waiting:
                     self._plaintext[seen.netns, seen.remote[0]] = waiting
         return seen.via is not None
+
+    def _led(self, seen: Seen) -> bool:
+        """eBPF has it connect to the listener itself."""
+        host, port = seen.remote
+        return not seen.own and seen.outbound and host.is_loopback and port == self._ports.outbound
 
     def _remember(self, seen: Seen) -> None:
         self._live[seen.netns, seen.local, seen.remote] = seen

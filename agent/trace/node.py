@@ -29,12 +29,15 @@ class Node:
     choice: Choice
     pods: Mapping[int, Traced] = field(default_factory=dict)
     ports: Ports = field(default_factory=lambda: Ports(dns=15053))
+    # What a socket connects to isn't what its application asked for: eBPF.
+    rewrites: bool = False
     _cgroups: frozenset[int] = frozenset()
 
     def refresh(self) -> None:
         """Raises what `ask` raises. Not for the event loop's thread: it waits."""
         pods, status = self.ask("pods"), self.ask("status")
         self.pods = traced(pods, status.get("pid"), self.choice.uid, self.choice.namespace)
+        self.rewrites = status.get("capture", {}).get("mode") == "ebpf"
         self._cgroups = frozenset(_cgroups(status["dataplane"]["cgroup"]))
 
     def learn_ports(self) -> None:
@@ -44,6 +47,20 @@ class Node:
         except click.ClickException:
             return
         self.ports = _ports(config)
+
+    def dialled(self) -> Mapping[tuple[str, int], str]:
+        """What live connections of pods asked for, by uid and the client's port, where that is
+        clear; {} when nobody tells. Waits, like `refresh`."""
+        try:
+            rows = self.ask("connections")
+        except click.ClickException:
+            return {}
+        found: dict[tuple[str, int], set[str]] = {}
+        for row in rows:
+            if row["direction"] == "outbound" and row["original_dst"]:
+                key = (row["pod_uid"], int(row["src"].rpartition(":")[2]))
+                found.setdefault(key, set()).add(row["original_dst"])
+        return {key: wanted.pop() for key, wanted in found.items() if len(wanted) == 1}
 
     def is_own(self, cgroup: int) -> bool:
         """The number of a cgroup of this node's data planes."""

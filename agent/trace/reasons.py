@@ -1,11 +1,11 @@
 """Our own reasons to drop or refuse packets of a pod, and how often each was met.
 
-Every way of capture is a `ReasonSource`. nftables' are the rules that drop or reject, by name;
-those of eBPF have numbers, and the data plane tells their counts.
+Every way of capture is a `ReasonSource`. nftables' are the rules that drop or reject, by name, in
+each pod; a way that numbers its reasons and counts them for the whole node answers for `NODE`.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,9 @@ from redirect import nft
 from redirect.base import RedirectError
 from redirect.netns import NetnsThread
 from redirect.ruleset import FAMILY, TABLE
+
+# No pod's own: 0 is nobody's inode.
+NODE = 0
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class Reason:
 
 
 class ReasonSource(Protocol):
-    async def counts(self, pod: Traced) -> list[Reason]:
-        """Since the pod was captured; [] where there is nothing to be read."""
+    async def counts(self, pods: Sequence[Traced]) -> dict[int, list[Reason]]:
+        """Since capture began, by the pod's inode or for NODE; without those of which nothing can
+        be read."""
 
 
 class NftablesReasons:
@@ -35,14 +39,18 @@ class NftablesReasons:
     def __init__(self, visitor: NetnsThread) -> None:
         self._visitor = visitor
 
-    async def counts(self, pod: Traced) -> list[Reason]:
+    async def counts(self, pods: Sequence[Traced]) -> dict[int, list[Reason]]:
+        found = {pod.inode: await self._read(pod) for pod in pods}
+        return {inode: reasons for inode, reasons in found.items() if reasons is not None}
+
+    async def _read(self, pod: Traced) -> list[Reason] | None:
         fd = pod.open()
         if fd is None:
-            return []
+            return None
         try:
             objects = await self._visitor.run(fd, _read, subject=pod.key)
         except RedirectError:
-            return []
+            return None
         finally:
             os.close(fd)
         return list(refusing(objects or ()))

@@ -35,7 +35,8 @@ class Session:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        async with Tracer(self._view.program, self._node.ports.dns or 53) as tracer:
+        dns = self._node.ports.dns or 53
+        async with Tracer(self._view.program, dns, dialled=self._node.rewrites) as tracer:
             tracer.watch(self._node.pods)
             # While the child compiles.
             await self._look()

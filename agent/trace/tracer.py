@@ -31,8 +31,10 @@ class Tracer:
     """`async with`: starts the child; its programs are gone from the kernel at the end of the
     block. Raises TraceError."""
 
-    def __init__(self, program: str, dns_port: int) -> None:
-        self._arguments = (program, str(os.getpid()), str(dns_port))
+    def __init__(self, program: str, dns_port: int, *, dialled: bool = False) -> None:
+        """`dialled`: also what was asked for, where capture leads a socket elsewhere."""
+        more = ("dialled",) if dialled else ()
+        self._arguments = (program, str(os.getpid()), str(dns_port), *more)
 
     async def __aenter__(self) -> "Tracer":
         self._child = await asyncio.create_subprocess_exec(

@@ -1,11 +1,13 @@
 """What each noun of `underpass trace` makes of the kernel's records: rows, which are plain
 dictionaries and go out as JSON as they are; agent/cli/trace.py puts them into words."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, ClassVar, Protocol
 
 from agent.trace.btf import Btf, UnknownType
@@ -100,8 +102,19 @@ class ConnectionsView(_View):
                 continue
             self._looked.add(pod.inode)
             there, ports = await _sockets(self.visitor, pod)
-            rows += self._rows(self._state.already_open(pod.inode, there, ports, now))
+            found = list(self._state.already_open(pod.inode, there, ports, now))
+            if self.node.rewrites and found:
+                await self._name(pod, found)
+            rows += self._rows(found)
         return rows
+
+    async def _name(self, pod: Traced, found: Iterable[Seen]) -> None:
+        """What those asked for that were led to the listener before we came."""
+        known = await asyncio.to_thread(self.node.dialled)
+        for seen in found:
+            if seen.outbound and not seen.own and (told := known.get((pod.uid, seen.local[1]))):
+                host, _, port = told.rpartition(":")
+                seen.dialled = ip_address(host.strip("[]")), int(port)
 
     def ready(self) -> None:
         self._looked.clear()
@@ -114,7 +127,7 @@ class ConnectionsView(_View):
 
     def _rows(self, found: Iterable[Seen]) -> Iterator[Row]:
         for seen in found:
-            if self.wanted.takes(seen.own, (seen.local[1], seen.remote[1])):
+            if self.wanted.takes(seen.own, _ports(seen)):
                 yield self.row(seen.netns, seen.time, seen.event) | _connection(seen)
 
 
@@ -156,7 +169,7 @@ class LatencyView(_View):
         for seen in found:
             if seen.event != "opened":
                 continue
-            if not self.wanted.takes(seen.own, (seen.local[1], seen.remote[1])):
+            if not self.wanted.takes(seen.own, _ports(seen)):
                 continue
             # A client waits for its SYN's answer; a server measures that of its own.
             took = seen.connect_ns // 1000 if seen.connect_ns is not None else seen.rtt_us
@@ -212,23 +225,21 @@ class DropsView(_View):
     def __init__(self, node: Node, visitor: NetnsThread, wanted: Wanted) -> None:
         super().__init__(node, visitor, wanted)
         self._sources: tuple[ReasonSource, ...] = (NftablesReasons(visitor),)
-        self._known: dict[int, list[Reason]] = {}
+        self._known: dict[tuple[ReasonSource, int], list[Reason]] = {}
         self._names = _drop_reasons()
 
     async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
-        rows = []
-        for pod in pods:
-            reasons = [one for source in self._sources for one in await source.counts(pod)]
-            known = self._known.get(pod.inode)
-            self._known[pod.inode] = reasons
-            # A port's packets can't be told from others by a counter.
-            if known is None or self.wanted.port is not None:
-                continue
-            for reason in growth(known, reasons):
-                rows.append(
-                    self.row(pod.inode, now, "refused")
-                    | {"reason": reason.name, "number": reason.number, "count": reason.count}
-                )
+        rows: list[Row] = []
+        # A port's packets can't be told from others by a counter.
+        if self.wanted.port is not None:
+            return rows
+        for source in self._sources:
+            for inode, reasons in (await source.counts(pods)).items():
+                known = self._known.get((source, inode))
+                self._known[source, inode] = reasons
+                for reason in growth(known, reasons) if known is not None else ():
+                    told = {"reason": reason.name, "number": reason.number, "count": reason.count}
+                    rows.append(self.row(inode, now, "refused") | told)
         return rows
 
     def feed(self, record: Record) -> Iterator[Row]:
@@ -268,8 +279,12 @@ def _connection(seen: Seen) -> Row:
     }
 
 
+def _ports(seen: Seen) -> tuple[int, ...]:
+    return seen.local[1], seen.remote[1], seen.dialled[1] if seen.dialled else 0
+
+
 def _addresses(seen: Seen) -> Row:
-    local, remote = end(*seen.local), end(*seen.remote)
+    local, remote = end(*seen.local), end(*(seen.dialled or seen.remote))
     source, destination = (local, remote) if seen.outbound else (remote, local)
     return {
         "direction": "outbound" if seen.outbound else "inbound",

@@ -92,17 +92,20 @@ class Trace:
             self.notes += line.decode()
 
 
-def local(talk: Conversation) -> str:
+def local(talk: Conversation, capture: str) -> str:
+    """As the kernel has it: eBPF leads the socket to loopback, and shows it as it was meant."""
     host, port = talk._streams[1].get_extra_info("sockname")[:2]
-    return f"{host}:{port}"
+    return f"{host if capture == 'nftables' else '127.0.0.1'}:{port}"
 
 
-async def test_a_live_connection_is_printed_within_two_seconds(mesh: Mesh, shop: Shop) -> None:
+async def test_a_live_connection_is_printed_within_two_seconds(
+    mesh: Mesh, shop: Shop, capture: str
+) -> None:
     where = shop.db.sandbox.ipv4
     async with Conversation(shop.web, where, ECHO_PORT) as talk:
         assert await talk.echo("x" * 999)
         async with Trace(mesh, "connections", "--pod", "web") as trace:
-            row = await trace.row(event="open", source=local(talk))
+            row = await trace.row(event="open", source=local(talk, capture))
             took = time.monotonic() - trace.started
     assert took < 2
     assert row["destination"] == f"{where}:{ECHO_PORT}"
@@ -112,7 +115,9 @@ async def test_a_live_connection_is_printed_within_two_seconds(mesh: Mesh, shop:
     assert (row["sent"], row["received"]) == (1000, greeting + 1000)
 
 
-async def test_a_new_connection_is_told_at_both_ends_as_it_was(mesh: Mesh, shop: Shop) -> None:
+async def test_a_new_connection_is_told_at_both_ends_as_it_was(
+    mesh: Mesh, shop: Shop, capture: str
+) -> None:
     where = shop.db.sandbox.ipv4
     async with (
         Trace(mesh, "connections", "--pod", "web") as trace,
@@ -121,7 +126,7 @@ async def test_a_new_connection_is_told_at_both_ends_as_it_was(mesh: Mesh, shop:
         await trace.ready()
         await far.ready()
         async with Conversation(shop.web, where, ECHO_PORT) as talk:
-            source, greeting = local(talk), len(talk.greeting) + 1
+            source, greeting = local(talk, capture), len(talk.greeting) + 1
             opened = await trace.row(event="opened", source=source)
             assert await talk.echo("y" * 4999)
             said = await talk.finish()
@@ -161,7 +166,7 @@ async def test_ipv6_and_a_refused_connection_past_the_mesh(mesh: Mesh, shop: Sho
         await trace.ready()
         async with Conversation(shop.web, where, ECHO_PORT):
             row = await trace.row(event="opened", destination=f"[{where}]:{ECHO_PORT}")
-        assert row["source"].startswith(f"[{shop.web.sandbox.ipv6}]:")
+        assert row["pod"] == f"{NAMESPACE}/web"
         # Loopback isn't captured, and nobody listens there.
         inside(shop.web.sandbox.namespace, lambda: _refused("127.0.0.1", 9))
         failed = await trace.row(event="failed", destination="127.0.0.1:9")
@@ -177,12 +182,14 @@ async def test_all_shows_the_data_planes_tunnel_and_port_chooses(mesh: Mesh, sho
     assert all("15008" in row["source"] + row["destination"] for row in trace.rows)
 
 
-async def test_latency_is_told_by_connection_and_summed_up(mesh: Mesh, shop: Shop) -> None:
+async def test_latency_is_told_by_connection_and_summed_up(
+    mesh: Mesh, shop: Shop, capture: str
+) -> None:
     async with Trace(mesh, "latency", "--pod", "web") as trace:
         await trace.ready()
         for _ in range(5):
             async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
-                source = local(talk)
+                source = local(talk, capture)
         row = await trace.row(event="connected", source=source)
     assert 0 < row["latency_us"] < 1_000_000
     (summary,) = [row for row in trace.rows if row["event"] == "summary"]
@@ -192,7 +199,9 @@ async def test_latency_is_told_by_connection_and_summed_up(mesh: Mesh, shop: Sho
     assert min(told) <= summary["p50_us"] <= summary["p99_us"] <= max(told)
 
 
-async def test_questions_are_told_with_answers_and_who_relayed_them(mesh: Mesh, shop: Shop) -> None:
+async def test_questions_are_told_with_answers_and_who_relayed_them(
+    mesh: Mesh, shop: Shop, capture: str
+) -> None:
     server = shop.legacy.sandbox.ipv4
     async with (
         Nameserver(shop.legacy.sandbox.namespace),
@@ -203,25 +212,30 @@ async def test_questions_are_told_with_answers_and_who_relayed_them(mesh: Mesh, 
         truth = await ask(shop.web.sandbox.namespace, server, name)
         row = await trace.row(name=name, type="A", by="app")
     assert tuple(row["addresses"]) == truth.addresses
-    assert (row["code"], row["captured"], row["server"]) == ("NOERROR", True, f"{server}:53")
+    assert (row["code"], row["captured"]) == ("NOERROR", True)
     assert row["pod"] == f"{NAMESPACE}/web"
-    assert row["client"].startswith(f"{shop.web.sandbox.ipv4}:")
+    if capture == "nftables":
+        assert row["server"] == f"{server}:53"
+        assert row["client"].startswith(f"{shop.web.sandbox.ipv4}:")
     assert 0 < row["latency_us"] < 1_000_000
 
 
 async def test_a_drop_is_told_with_the_kernels_reason_and_with_our_rule(
-    mesh: Mesh, shop: Shop
+    mesh: Mesh, shop: Shop, capture: str
 ) -> None:
     async with Trace(mesh, "drops", "--pod", "web") as trace:
         await trace.ready()
         inside(shop.web.sandbox.namespace, lambda: _refused("127.0.0.1", 9))
         dropped = await trace.row(event="dropped", destination="127.0.0.1:9")
+        assert (dropped["reason"], dropped["flags"]) == ("NO_SOCKET", "SYN")
+        assert (dropped["protocol"], dropped["pod"]) == ("tcp", f"{NAMESPACE}/web")
+        if capture != "nftables":
+            # Programs refuse at the call: there is no packet.
+            return
         # A socket bound to the device keeps it although its packet was redirected to loopback.
         inside(shop.web.sandbox.namespace, lambda: _leak(shop.db.sandbox.ipv4, ECHO_PORT))
         ours = await trace.row(event="refused", reason="loopback-leak-v4")
         kernel = await trace.row(event="dropped", reason="NETFILTER_DROP")
-    assert (dropped["reason"], dropped["flags"]) == ("NO_SOCKET", "SYN")
-    assert (dropped["protocol"], dropped["pod"]) == ("tcp", f"{NAMESPACE}/web")
     assert ours["count"] >= 1
     assert kernel["where"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import ip_address
 from typing import Any
 
@@ -44,6 +45,7 @@ class Kernel:
             "netns": POD,
             "pid": 0,
             "comm": "",
+            "dialled": "",
             "srtt": 90,
             "family": 2 if v4 else 10,
             "before": before,
@@ -152,6 +154,36 @@ def test_a_listener_handed_over_by_a_former_data_plane_is_still_its_own(kernel: 
 def test_ipv4_clients_of_ipv6_listeners_are_ipv4(kernel: Kernel) -> None:
     (seen,) = kernel.step(1, 3, 1, (f"::ffff:{APP}", 8080), (f"::ffff:{CLIENT}", 1))
     assert [str(end[0]) for end in (seen.local, seen.remote)] == [APP, CLIENT]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (struct.pack("=H", 2) + b"\0\x50" + bytes([10, 96, 0, 1]), (ip_address(SERVICE), 80)),
+        (
+            struct.pack("=H", 10) + b"\0\x50" + bytes(4) + ip_address("fd00::1").packed,
+            (ip_address("fd00::1"), 80),
+        ),
+        (b"", None),
+    ],
+)
+def test_ebpf_leads_a_socket_elsewhere_and_what_was_asked_is_told(
+    kernel: Kernel, asked: bytes, told: object
+) -> None:
+    local, target = ("127.0.0.1", 41000), ("127.9.9.9", 15001)
+    kernel.dial(1, local, target, dialled=asked.ljust(28, b"\0").hex())
+    (seen,) = kernel.step(1, 2, 1, local, target)
+    assert (seen.via, seen.dialled) == (15001, told)
+    (closed,) = kernel.step(1, 1, 7, local, target)
+    assert closed.dialled == told
+
+
+def test_ebpf_leaves_the_address_asked_for_in_a_plaintext_arrival(kernel: Kernel) -> None:
+    (arrival,) = kernel.step(1, 3, 1, (APP, 8080), (CLIENT, 50000), cgroup=OWN)
+    assert arrival.own
+    kernel.step(2, 2, 1, (CLIENT, 33000), (APP, 8080), cgroup=OWN)
+    (seen,) = kernel.step(3, 3, 1, (APP, 8080), (CLIENT, 33000))
+    assert seen.via == 15006
 
 
 def already(local: tuple[str, int], remote: tuple[str, int], cgroup: int = 1) -> Connection:
