@@ -32,7 +32,7 @@ class PodView:
     # They were read back and are as they should be.
     verified: bool
     verified_at: datetime | None = None
-    # How often somebody had changed them.
+    # How often somebody had changed them, or ended a listener.
     repairs: int = 0
     problem: str = ""
     remedy: str = ""

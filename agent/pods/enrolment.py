@@ -57,6 +57,8 @@ class Enrolment:
     moved: bool = False
     # Generation of the data plane that listens for it; 0 none.
     added_to: int = 0
+    # Somebody ended a listener of it there: whether all listen is to be asked.
+    doubted: bool = False
     captured: bool = False
     # Of the capture only what its open connections need is left; new ones are plain.
     released: bool = False
@@ -83,7 +85,7 @@ class Enrolment:
             return Step.CHANGE if self._changes_in_place() else self._leaving(node, now)
         if self.netns_fd < 0:
             return Step.OPEN
-        if node.generation and self.added_to != node.generation:
+        if node.generation and (self.doubted or self.added_to != node.generation):
             return Step.ADD
         if self.captured:
             # Also while no data plane serves: until it is back, refused is better than bare.

@@ -222,9 +222,10 @@ class Reconciler:
             enrolment.drained()
 
     def listener_lost(self, uid: str) -> None:
-        """The data plane stopped listening in a pod: add it again."""
+        """Somebody ended a listener in a pod. Adding it again tells whether all listen."""
         if (enrolment := self._pods.get(uid)) is not None:
-            enrolment.added_to = 0
+            enrolment.repairs += 1
+            enrolment.doubted = True
             enrolment.try_again()
 
     # ---- replacement of the data plane, and changes of all rules
@@ -391,8 +392,13 @@ class Reconciler:
     async def _add(self, enrolment: Enrolment) -> None:
         dataplane, generation = self._dataplane, self._generation
         assert dataplane is not None  # ADD is never planned without it
+        # Before: another listener may be lost meanwhile.
+        enrolment.doubted = False
         try:
             await self._steps.add(enrolment, dataplane)
+        except BaseException:
+            enrolment.doubted = True
+            raise
         finally:
             enrolment.tried_in = generation
         enrolment.added_to = generation

@@ -37,9 +37,12 @@ DEADLINE = 10
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
-    options = ("--log-filter=info", f"--dataplane-drain-deadline={DEADLINE}s")
+    deadline = f"--dataplane-drain-deadline={DEADLINE}s"
+    options = ("--log-filter=info", f"--capture={capture}", deadline)
     made = Mesh(world, folder, folder / "run", agent_options=options)
     made.prepare()
     yield made

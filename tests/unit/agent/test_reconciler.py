@@ -350,6 +350,21 @@ async def test_pod_that_can_not_be_added_is_not_captured_and_tried_again(
     await world.until(a="captured")
 
 
+async def test_lost_listener_is_a_problem_until_all_listen_again(world: World) -> None:
+    world.reconciler.attach(world.target, synced=True)
+    world.add("a")
+    await world.until(a="captured")
+    world.target.taken = True
+    world.reconciler.listener_lost("uid-a")
+    await eventually(lambda: "15008" in world.problem("a"))
+    assert world.view("a").repairs == 1
+    # Refused is better than bare.
+    assert "uid-a" in world.redirect.installed
+    world.target.taken = False
+    await world.until(a="captured")
+    assert world.problem("a") == ""
+
+
 async def test_wrong_request_is_not_repeated_until_the_pod_changes(world: World) -> None:
     world.target.faults = [InvalidRequest("service_account is empty")]
     world.reconciler.attach(world.target, synced=True)

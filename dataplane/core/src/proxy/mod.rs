@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::{Config, LiveLimits};
 use crate::dns::{self, Cache, Resolv, Resolver};
@@ -70,6 +70,8 @@ mod trust_tests;
 #[cfg(test)]
 mod verdict_tests;
 
+use accept::Fate;
+pub use accept::Loss;
 pub use enforcement::{Demands, Enforcement};
 pub use names::Names;
 pub(crate) use pod::Pod;
@@ -77,6 +79,9 @@ use registry::Registry;
 use route::Budgets;
 pub(crate) use tasks::Tasks;
 use tasks::sized;
+
+/// Told and not yet taken; a pod has six listeners, each lost once a second at most.
+const LOSSES: usize = 16;
 
 /// What all proxies of the process share.
 pub struct Shared {
@@ -105,6 +110,9 @@ pub struct PodProxy {
     stop_dns: Mutex<Option<watch::Sender<bool>>>,
     drain: watch::Sender<bool>,
     served: AtomicBool,
+    /// Of its listeners.
+    fate: Fate,
+    losses: Mutex<Option<mpsc::Receiver<Loss>>>,
 }
 
 impl PodProxy {
@@ -136,7 +144,16 @@ impl PodProxy {
             demanded: Notify::new(),
             budgets: Budgets::default(),
         });
+        let (losses, lost) = mpsc::channel(LOSSES);
+        let metrics = &pod.shared.telemetry.metrics;
+        let fate = Fate {
+            accept_errors: metrics.accept_errors.clone(),
+            lost: metrics.listeners_lost.clone(),
+            losses,
+        };
         let proxy = Arc::new(Self {
+            fate,
+            losses: Mutex::new(Some(lost)),
             traffic: Arc::new(traffic),
             service,
             resolver: Resolver::new(pod.clone()),
@@ -223,13 +240,12 @@ impl PodProxy {
         }
         for listener in sockets.tcp {
             let (resolver, tasks) = (self.resolver.clone(), self.traffic.clone());
-            let errors = self.pod.shared.telemetry.metrics.accept_errors.clone();
             let each =
                 move |stream, _| tasks.spawn(sized::<1536, _>(dns::tcp(resolver.clone(), stream)));
             self.service.spawn(accept::accept_loop(
                 listener,
                 stop.subscribe(),
-                errors,
+                self.fate.clone(),
                 each,
             ));
         }
@@ -251,12 +267,16 @@ impl PodProxy {
     fn listen(
         &self,
         listener: TcpListener,
-        each: impl Fn(TcpStream, std::net::SocketAddr) + Send + 'static,
+        each: impl Fn(TcpStream, std::net::SocketAddr) + Send + Sync + 'static,
     ) {
-        let errors = self.pod.shared.telemetry.metrics.accept_errors.clone();
-        let stop = self.stop.subscribe();
+        let (stop, fate) = (self.stop.subscribe(), self.fate.clone());
         self.service
-            .spawn(accept::accept_loop(listener, stop, errors, each));
+            .spawn(accept::accept_loop(listener, stop, fate, each));
+    }
+
+    /// Listeners that are lost from now on, for one taker; ends with the pod.
+    pub fn losses(&self) -> Option<mpsc::Receiver<Loss>> {
+        self.losses.lock().take()
     }
 
     /// Stops accepting and closes our listening descriptors; connections stay.

@@ -76,6 +76,7 @@ pub struct Metrics {
     pub tunnels: Gauge,
     pub panics: Counter,
     pub accept_errors: Counter,
+    pub listeners_lost: Counter,
     pub bounds: Bounds,
     pub crl: CrlCounters,
     pub on_demand_dns: OnDemandDns,
@@ -143,6 +144,7 @@ impl Metrics {
             tunnels: Gauge::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
+            listeners_lost: Counter::default(),
             bounds: Bounds::default(),
             crl,
             on_demand_dns: OnDemandDns::default(),
@@ -210,6 +212,11 @@ impl Metrics {
             "underpass_accept_errors",
             "Failed accepts, for example for want of descriptors (unstable)",
             self.accept_errors.clone(),
+        );
+        registry.register(
+            "underpass_listeners_lost",
+            "Listeners that somebody in the pod ended; they listen again (unstable)",
+            self.listeners_lost.clone(),
         );
         registry.register(
             "workload_manager_active_proxy_count",

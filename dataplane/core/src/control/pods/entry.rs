@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::net::SocketType;
+use rustix::net::sockopt::{socket_acceptconn, socket_type};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -140,6 +142,28 @@ impl Entry {
         self.proxy.demand(Demands::of(&settings));
         live.settings = settings;
         Ok(())
+    }
+
+    /// Whether those that it has really listen: somebody in the pod may have ended one, and taken its
+    /// port before it could listen again.
+    pub fn check_listeners(&self) -> Result<(), Failure> {
+        let live = self.live.lock();
+        let all = live.listeners.iter().chain(&live.dns);
+        let lost = all.flat_map(|fds| &fds.0).find(|(_, fd)| {
+            let stream = socket_type(fd) == Ok(SocketType::STREAM);
+            stream && !socket_acceptconn(fd).unwrap_or(false)
+        });
+        match lost {
+            None => Ok(()),
+            Some((port, _)) => {
+                let text = format!(
+                    "{}: nobody listens on port {port} any more: a process in the pod ended the \
+                     listener and holds the port; it must leave",
+                    self.info
+                );
+                Err(Failure::new(Code::InUse, self.info.uid.clone(), text))
+            }
+        }
     }
 
     pub fn wants_dns(&self) -> bool {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::agent::AgentSlot;
 use super::failure::{Code, Failure};
 use crate::inpod::{DnsSockets, Listeners, ListeningFds, Netns, PodInfo};
-use crate::proxy::Shared;
+use crate::proxy::{Loss, Shared};
 use crate::wire::control as pb;
 
 mod entry;
@@ -80,7 +80,7 @@ impl Pods {
                 if !prepare_only && !held.listening() {
                     held.serve(self.bind(&held.info, &held.netns, held.wants_dns())?);
                 }
-                return Ok(());
+                return held.check_listeners();
             }
             if held.handed_over() {
                 self.begin_drain(&held, self.shared.limits.load().drain_deadline);
@@ -102,6 +102,7 @@ impl Pods {
         );
         let entry = Entry::new(self.shared.clone(), info, netns, settings)?;
         let entry = Arc::new(entry);
+        self.tell_losses(&entry);
         if let Some(bound) = bound {
             entry.serve(bound);
         }
@@ -269,6 +270,24 @@ impl Pods {
                 entry.follow(&self.shared);
             }
         }
+    }
+
+    /// To the agent, as long as the pod has a proxy.
+    fn tell_losses(&self, entry: &Entry) {
+        let Some(mut losses) = entry.proxy.losses() else {
+            return;
+        };
+        let (agent, uid) = (self.agent.clone(), entry.info.uid.clone());
+        tokio::spawn(async move {
+            while let Some(Loss { port, text }) = losses.recv().await {
+                let lost = pb::ListenerLost {
+                    uid: uid.clone(),
+                    port: port.into(),
+                    text,
+                };
+                agent.emit_in_turn(Event::ListenerLost(lost)).await;
+            }
+        });
     }
 
     /// DNS sockets that the other side didn't have are made.
