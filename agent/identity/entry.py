@@ -76,6 +76,13 @@ class Entry:
         self.started = now
         self.fetching = True
 
+    def heed_clock(self, now: float) -> None:
+        """A clock that was set back: what was put off by the old one would wait for as long."""
+        if self.started > now + ASK_AGAIN:
+            self.started = now
+            if not self.fetching:
+                self.due = now
+
     def interrupt(self, now: float) -> None:
         """The attempt's data plane is gone, and with it the key: try again, it was no failure."""
         if self.fetching:

@@ -150,6 +150,8 @@ class IdentityManager:
         if self._target is None:
             return
         now = self._clock()
+        for entry in self._entries.values():
+            entry.heed_clock(now)
         due = [entry for entry in self._entries.values() if not entry.fetching and entry.due <= now]
         due.sort(key=lambda entry: (entry.priority, entry.due))
         for entry in due[: IN_FLIGHT - len(self._fetches)]:

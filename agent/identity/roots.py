@@ -35,7 +35,13 @@ class KnownRoots:
         return changed and not first
 
     def expire(self, now: float) -> bool:
-        """Forgets roots whose time is over. True when there were any."""
+        """Forgets roots whose time is over. True when there were any.
+
+        A clock that was set back doesn't prolong the overlap by as much.
+        """
+        for root, end in self.retiring.items():
+            if end is not None:
+                self.retiring[root] = min(end, now + self.overlap)
         over = [root for root, end in self.retiring.items() if end is not None and end <= now]
         for root in over:
             del self.retiring[root]

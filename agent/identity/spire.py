@@ -232,6 +232,7 @@ class SpireIdentities:
     async def _follow(self, target: KeyTarget, one: _Followed, delay: float) -> None:
         await asyncio.sleep(delay)
         while True:
+            one.entry.heed_clock(self._clock())
             if one.entry.failures:
                 await asyncio.sleep(max(0.0, one.entry.due - self._clock()))
             await self._connected.wait()

@@ -97,3 +97,19 @@ def test_certificate_lost_with_its_data_plane_is_due_at_once() -> None:
     assert entry.priority is Priority.PREFETCH
     assert entry.status(50).state is IdentityState.INITIALIZING
     assert entry.status(50).serial == ""
+
+
+def test_what_a_wrong_clock_put_off_is_due_when_it_was_set_back() -> None:
+    entry = installed()
+    month = 30 * 24 * HOUR
+    entry.start(month)
+    entry.fail("expired", month, PLAIN)
+    entry.heed_clock(month + 1)
+    assert entry.due > month
+    entry.heed_clock(60)
+    assert entry.due == 60
+    well = installed(now=100)
+    due = well.due
+    # As time servers do all the time.
+    well.heed_clock(99.9)
+    assert well.due == due

@@ -192,3 +192,14 @@ def test_roots_are_bounded() -> None:
         roots.answered([f"root {number}"], float(number))
     assert len(roots.all) <= 64
     assert "root 199" in roots.all
+
+
+def test_a_clock_that_was_set_back_prolongs_no_overlap() -> None:
+    roots = KnownRoots(OVERLAP)
+    month = 30 * 24 * 3600.0
+    roots.answered(["old"], month)
+    roots.answered(["new"], month)
+    assert not roots.expire(0)
+    assert roots.next_end == OVERLAP
+    assert roots.expire(OVERLAP)
+    assert roots.all == ("new",)
