@@ -132,6 +132,13 @@ def loopback_source(host: str, port: int, source: str) -> socket.socket:
     return connected(sock, host, port)
 
 
+def source_port(host: str, port: int, local: str) -> socket.socket:
+    sock = stream(host)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("", int(local)))
+    return connected(sock, host, port)
+
+
 def fast_open(sock: socket.socket, host: str, port: int, data: bytes) -> None:
     sock.sendto(data, socket.MSG_FASTOPEN, (host, port))
 
@@ -185,6 +192,7 @@ CASES: dict[str, Callable[[str, int, str], socket.socket]] = {
     "transparent": transparent,
     "free_bind": free_bind,
     "loopback_source": loopback_source,
+    "source_port": source_port,
 }
 EARLY = {"fast_open": fast_open, "fast_open_connect": fast_open_connect}
 

@@ -7,11 +7,12 @@ seen in clear on the wire between the nodes.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from agent.cli.demo.manifests import Pod
 from agent.cli.demo.shop import ECHO_PORT, NAMESPACE
@@ -84,7 +85,7 @@ RIGHTS = {"raw": NET_RAW, "admin": NET_ADMIN}
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=str)
 async def test_escape_ends_as_the_table_says(
-    mesh: Mesh, shop: Shop, capture: str, attempt: Attempt
+    mesh: Mesh, shop: Shop, capture: str, guest: Pod, attempt: Attempt
 ) -> None:
     node = shop.web.sandbox.node
     arguments: dict[str, object] = {
@@ -92,7 +93,11 @@ async def test_escape_ends_as_the_table_says(
         "node's pid": mesh.processes[node.name].pid,
         "node's namespace": node.path,
     }
-    async with intruder(mesh, shop) as pod:
+    async with AsyncExitStack() as ruins:
+        if attempt.rights == "raw":
+            pod = guest
+        else:
+            pod = await ruins.enter_async_context(intruder(mesh, shop))
         seen = await attacked(
             mesh, shop, pod, attempt.case, arguments[attempt.argument], RIGHTS[attempt.rights]
         )
@@ -202,13 +207,20 @@ async def attacked(
     return Outcome(outcome, said, wire)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guest(mesh: Mesh, shop: Shop) -> AsyncIterator[Pod]:
+    """For all that has no right to leave traces."""
+    async with intruder(mesh, shop, "guest") as pod:
+        yield pod
+
+
 @asynccontextmanager
-async def intruder(mesh: Mesh, shop: Shop) -> AsyncIterator[Pod]:
-    """A pod of its own for each attempt, since it may be left in ruins."""
-    pod = Pod(mesh.world.add_pod(shop.web.sandbox.node, "mallory"), NAMESPACE, "mallory")
+async def intruder(mesh: Mesh, shop: Shop, name: str = "mallory") -> AsyncIterator[Pod]:
+    """A pod of its own for an attempt that may leave it in ruins."""
+    pod = Pod(mesh.world.add_pod(shop.web.sandbox.node, name), NAMESPACE, name)
     mesh.add(pod)
     await mesh.settled(pod.sandbox.node)
-    await mesh.until("mallory reaches db", lambda: greets(pod, shop.db))
+    await mesh.until(f"{name} reaches db", lambda: greets(pod, shop.db))
     try:
         yield pod
     finally:

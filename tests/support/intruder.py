@@ -11,10 +11,12 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
+from agent.cli.demo.manifests import Pod
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from agent.cli.demo.manifests import Pod
+    from agent.cli.demo.world import Node
 
 ROOT = Path(__file__).parents[2]
 # What a container runtime gives to a container that asks for nothing. NET_RAW is among it.
@@ -24,6 +26,8 @@ POD_DEFAULT = (
 )
 NET_RAW = POD_DEFAULT
 NET_ADMIN = (*POD_DEFAULT, "net_admin")
+# Who attacks from a node.
+HOST = (*NET_ADMIN, "sys_admin")
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,27 @@ class Heard:
         return bool(self.facts.get("echoed"))
 
 
+async def finished(process: asyncio.subprocess.Process, seconds: float = 60) -> list[Heard]:
+    """Closes a started program's input and waits for what it still tells."""
+    assert process.stdin is not None
+    process.stdin.close()
+    async with asyncio.timeout(seconds):
+        out, _ = await process.communicate()
+    return [heard(line) for line in out.splitlines()]
+
+
 async def run(
-    pod: Pod,
+    where: Pod | Node,
     program: str,
     *arguments: object,
     rights: Sequence[str] = POD_DEFAULT,
     before: Sequence[str] = (),
     seconds: float = 60,
 ) -> list[Heard]:
-    """Starts `tests.attacks.PROGRAM` in the pod's namespace and waits for its end, which must be
-    a good one. `before` is a command that runs the program and still has all rights."""
+    """Starts `tests.attacks.PROGRAM` in a pod's or node's namespace and waits for its end, which
+    must be a good one. `before` is a command that runs the program and still has all rights."""
     process = await asyncio.create_subprocess_exec(
-        *_command(pod, program, arguments, rights, before), stdout=PIPE, stderr=PIPE, cwd=ROOT
+        *_command(where, program, arguments, rights, before), stdout=PIPE, stderr=PIPE, cwd=ROOT
     )
     try:
         async with asyncio.timeout(seconds):
@@ -73,18 +86,23 @@ async def run(
 
 @asynccontextmanager
 async def started(
-    pod: Pod, program: str, *arguments: object, rights: Sequence[str] = POD_DEFAULT
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program that runs for the length of the block, and is killed at its end. It is given when
-    it has printed its first line."""
+    where: Pod | Node,
+    program: str,
+    *arguments: object,
+    rights: Sequence[str] = POD_DEFAULT,
+    seconds: float = 60,
+) -> AsyncIterator[tuple[Heard, asyncio.subprocess.Process]]:
+    """A program that runs for the length of the block, beginning when it has told its first line;
+    it is killed at the end. Ends by itself, in most programs, when its input is closed."""
     process = await asyncio.create_subprocess_exec(
-        *_command(pod, program, arguments, rights, ()), stdin=PIPE, stdout=PIPE, cwd=ROOT
+        *_command(where, program, arguments, rights, ()), stdin=PIPE, stdout=PIPE, cwd=ROOT
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(30):
-            assert await process.stdout.readline(), f"{program} ended at once"
-        yield process
+        async with asyncio.timeout(seconds):
+            first = await process.stdout.readline()
+        assert first, f"{program} ended at once"
+        yield heard(first), process
     finally:
         if process.returncode is None:
             process.kill()
@@ -97,15 +115,16 @@ def heard(line: bytes) -> Heard:
 
 
 def _command(
-    pod: Pod,
+    where: Pod | Node,
     program: str,
     arguments: Sequence[object],
     rights: Sequence[str],
     before: Sequence[str],
 ) -> list[str]:
+    namespace = where.sandbox.path if isinstance(where, Pod) else where.path
     bounds = ",".join(["-all", *(f"+{right}" for right in rights)])
     return [
-        *("nsenter", f"--net={pod.sandbox.path}", *before),
+        *("nsenter", f"--net={namespace}", *before),
         *("setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", "--ambient-caps=-all"),
         *("--pdeathsig", "KILL"),
         *(sys.executable, "-m", f"tests.attacks.{program}", *map(str, arguments)),
