@@ -126,6 +126,8 @@ def _connection(row: Row) -> str:
     parts = [*_begin(row), f"{row['direction']:8}", f"{row['source']} → {row['destination']}"]
     if row["by"] == "underpass":
         parts.append("by underpass")
+    elif row["captured"] is None:
+        parts.append("capture not known")
     else:
         parts.append(f"captured by {row['via']}" if row["captured"] else "not captured")
     if row["event"] in ("open", "closed"):

@@ -2,8 +2,9 @@
 
 Standard input: lines of JSON, each the inode numbers of the namespaces to tell of; its end is the
 end. Standard output: lines of JSON. {"ready": true} once everything is attached, then records with
-the programs' fields (bytes as hex), {"lost": n} when that many found no room, {"error": text} when
-it can't. The kernel frees the programs with this process, however it dies: nothing is pinned.
+the programs' fields (bytes as hex), {"now": ns} once everything before that moment was told,
+{"lost": n} when that many found no room, {"error": text} when it can't. The kernel frees the
+programs with this process, however it dies: nothing is pinned.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from agent.trace import headers
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 # How long a change of the namespaces waits to be seen; records don't.
 _POLL_MS = 100
+# How often it is said up to when everything was told.
+_NOW_NS = 50_000_000
 _PIECE = 1 << 16
 
 
@@ -67,9 +71,15 @@ class _Tracer:
             if not self._obey():
                 return
         _tell({"ready": True})
+        told = 0
         while not select.select([0], [], [], 0)[0] or self._obey():
+            # What was there when it was called, it reads.
+            before = time.monotonic_ns()
             self._bpf.ring_buffer_poll(_POLL_MS)
-            self._count()
+            if before - told >= _NOW_NS:
+                self._count()
+                _tell({"now": before})
+                told = before
             sys.stdout.flush()
 
     def _obey(self) -> bool:

@@ -13,7 +13,7 @@ from redirect.base import Ports
 from redirect.sockets import Address, Connection, plain
 
 # linux/tcp_states.h
-ESTABLISHED, SYN_SENT, SYN_RECEIVED, CLOSED = 1, 2, 3, 7
+ESTABLISHED, SYN_SENT = 1, 2
 # The data plane's end of a captured connection is told within microseconds of the application's.
 HOLD_NS = 100_000_000
 # Of each kind that is kept; beyond, the oldest are forgotten.
@@ -41,6 +41,8 @@ class Seen:
     rtt_us: int | None = None
     # The data plane's port that it went through; None: past it.
     via: int | None = None
+    # Nothing was lost that could tell of its capture.
+    sure: bool = True
     sent: int | None = None
     received: int | None = None
     process: str = ""
@@ -75,6 +77,7 @@ class Connections:
         self._own = own
         self._ports = ports
         self._own_ports = (ports.outbound, ports.inbound_plaintext, ports.inbound_hbone)
+        self._sure = True
         self._dialling: dict[int, Record] = {}
         self._live: dict[tuple[int, Address, Address], Seen] = {}
         # Applications' connections by their own end, until it is known whether they were caught.
@@ -104,6 +107,12 @@ class Connections:
             else:
                 self._judge(seen)
             yield seen
+
+    def lost(self) -> None:
+        """Records are missing: what isn't seen needn't be absent any more."""
+        self._sure = False
+        for seen in self._held.values():
+            seen.sure = False
 
     def feed(self, record: Record) -> Iterator[Seen]:
         if record["after"] == SYN_SENT:
@@ -141,16 +150,17 @@ class Connections:
     def _closed(self, record: Record) -> Iterator[Seen]:
         seen = self._seen(record)
         known = self._live.pop((seen.netns, seen.local, seen.remote), None)
-        if known is None and record["before"] == SYN_RECEIVED:
-            # A client that gave up before it was one.
-            return
         if known is not None:
             if self._held.pop((known.netns, known.local), None) is known:
                 yield known
             self._forget(known)
             seen.began, seen.via, seen.outbound = known.began, known.via, known.outbound
             seen.connect_ns, seen.process, seen.pid = known.connect_ns, known.process, known.pid
-            seen.own, seen.dialled = known.own, known.dialled
+            seen.own, seen.dialled, seen.sure = known.own, known.dialled, known.sure
+        elif record["before"] != SYN_SENT:
+            # It was never told as open: half closed when we came, given up by its client before
+            # it was one, or lost.
+            return
         seen.event = "failed" if record["before"] == SYN_SENT else "closed"
         if seen.began is not None:
             seen.duration_ns = seen.time - seen.began
@@ -163,6 +173,7 @@ class Connections:
         outbound = record["before"] == SYN_SENT
         own = self._own(record["cgroup"]) or (not outbound and local[1] in self._own_ports)
         seen = Seen(record["netns"], local, remote, outbound, own, time=record["time"])
+        seen.sure = self._sure
         if dial is not None:
             seen.began, seen.process, seen.pid = dial["time"], dial["comm"], dial["pid"]
             seen.connect_ns = seen.time - seen.began

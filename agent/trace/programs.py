@@ -53,8 +53,8 @@ _SIZES = {
     "DROPPED_BYTES": _DROPPED_BYTES,
     "DNS_BYTES": _DNS_BYTES,
     "MAX_PODS": 4096,
-    # Records that wait to be read: 1 MiB.
-    "BUFFER_PAGES": 256,
+    # Records that wait to be read: 8 MiB, some seconds of a busy node's.
+    "BUFFER_PAGES": 2048,
 }
 
 # The number of connect(2), and where its second argument is.

@@ -14,8 +14,6 @@ from agent.trace.views import Row, View
 
 # Pods are asked for, and counters read, this often.
 LOOK = 1.0
-# What waits for its other half is looked at this often; see HOLD_NS.
-DUE = 0.1
 
 
 class Session:
@@ -43,7 +41,6 @@ class Session:
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self._read(tracer)),
                 asyncio.create_task(self._keep_looking(tracer)),
-                asyncio.create_task(self._keep_due()),
             ]
             ended: asyncio.Task[Any] = asyncio.create_task(stop.wait())
             try:
@@ -67,7 +64,11 @@ class Session:
                 self._view.ready()
                 await self._look()
                 self._note(f"Tracing {len(self._node.pods)} pods; ends with Ctrl-C.")
+            elif "now" in record:
+                # The kernel's time as far as it was read, which may be behind.
+                self._due(record["now"])
             elif "lost" in record:
+                self._view.lost()
                 self._note(
                     f"{record['lost']} events were lost: they come faster than they are read"
                 )
@@ -90,11 +91,6 @@ class Session:
             if set(self._node.pods) != before:
                 tracer.watch(self._node.pods)
             await self._look()
-
-    async def _keep_due(self) -> None:
-        while True:
-            await asyncio.sleep(DUE)
-            self._due(time.monotonic_ns())
 
     async def _look(self) -> None:
         pods = list(self._node.pods.values())

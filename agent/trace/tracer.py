@@ -84,8 +84,8 @@ class Tracer:
             self._child.stdin.write(f"{json.dumps(sorted(inodes))}\n".encode())
 
     async def records(self) -> AsyncIterator[Record]:
-        """{"ready": true} first; {"lost": n} where the kernel had no room. Ends never by itself.
-        Raises TraceError."""
+        """{"ready": true} first, {"now": ns} and {"lost": n} between the records (see child.py).
+        Never ends by itself. Raises TraceError."""
         assert self._child.stdout is not None  # asked for above
         while line := await self._child.stdout.readline():
             record: Record = json.loads(line)

@@ -46,6 +46,9 @@ class View(Protocol):
     def ready(self) -> None:
         """From now on nothing is missed."""
 
+    def lost(self) -> None:
+        """Records didn't find room."""
+
     def feed(self, record: Record) -> Iterator[Row]: ...
 
     def due(self, now: int) -> Iterator[Row]:
@@ -67,6 +70,9 @@ class _View:
         return []
 
     def ready(self) -> None:
+        pass
+
+    def lost(self) -> None:
         pass
 
     def due(self, now: int) -> Iterator[Row]:
@@ -118,6 +124,9 @@ class ConnectionsView(_View):
 
     def ready(self) -> None:
         self._looked.clear()
+
+    def lost(self) -> None:
+        self._state.lost()
 
     def feed(self, record: Record) -> Iterator[Row]:
         return self._rows(self._state.feed(record))
@@ -268,7 +277,8 @@ def wall(moment: int) -> str:
 
 def _connection(seen: Seen) -> Row:
     return _addresses(seen) | {
-        "captured": seen.via is not None,
+        # None: not known, since events were lost.
+        "captured": True if seen.via is not None else False if seen.sure else None,
         "via": seen.via,
         "sent": seen.sent,
         "received": seen.received,

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -171,6 +172,21 @@ async def test_ipv6_and_a_refused_connection_past_the_mesh(mesh: Mesh, shop: Sho
         inside(shop.web.sandbox.namespace, lambda: _refused("127.0.0.1", 9))
         failed = await trace.row(event="failed", destination="127.0.0.1:9")
     assert (failed["captured"], failed["pod"]) == (False, f"{NAMESPACE}/web")
+
+
+async def test_of_a_burst_each_is_told_once_and_as_captured(mesh: Mesh, shop: Shop) -> None:
+    async def once() -> None:
+        async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
+            assert talk.greeting
+
+    async with Trace(mesh, "connections", "--pod", "web", "--port", str(ECHO_PORT)) as trace:
+        await trace.ready()
+        for _ in range(10):
+            await asyncio.gather(*(once() for _ in range(30)))
+        await eventually(lambda: len(trace.rows) >= 600, what=lambda: (len(trace.rows),))
+    assert "lost" not in trace.notes
+    told = Counter((row["event"], row["captured"]) for row in trace.rows)
+    assert told == {("opened", True): 300, ("closed", True): 300}
 
 
 async def test_all_shows_the_data_planes_tunnel_and_port_chooses(mesh: Mesh, shop: Shop) -> None:

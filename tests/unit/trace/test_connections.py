@@ -151,6 +151,20 @@ def test_a_listener_handed_over_by_a_former_data_plane_is_still_its_own(kernel: 
     assert (own.own, app.via) == (True, 15001)
 
 
+def test_after_a_loss_nothing_is_called_uncaptured(kernel: Kernel) -> None:
+    kernel.dial(1, (APP, 41000), (SERVICE, 80))
+    kernel.step(1, 2, 1, (APP, 41000), (SERVICE, 80))
+    kernel.state.lost()
+    (seen,) = kernel.state.due(kernel.time + HOLD_NS)
+    assert (seen.via, seen.sure) == (None, False)
+    (served,) = kernel.step(2, 3, 1, (APP, 8080), (CLIENT, 1))
+    assert not served.sure
+
+
+def test_the_end_of_what_was_never_told_as_open_is_not_told(kernel: Kernel) -> None:
+    assert not kernel.step(1, 9, 7, (APP, 41000), (SERVICE, 80))
+
+
 def test_ipv4_clients_of_ipv6_listeners_are_ipv4(kernel: Kernel) -> None:
     (seen,) = kernel.step(1, 3, 1, (f"::ffff:{APP}", 8080), (f"::ffff:{CLIENT}", 1))
     assert [str(end[0]) for end in (seen.local, seen.remote)] == [APP, CLIENT]
