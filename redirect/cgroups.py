@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -68,8 +67,9 @@ def identify(leaf: Path) -> int:
         ) from exc
 
 
-def exists(cgroup: int) -> bool:
-    """Whether a cgroup of this id is still there; False also where that can't be told."""
+def inhabited(cgroup: int) -> bool:
+    """Whether processes live in the cgroup of this id, or below; False also where that can't be
+    told."""
     mounted = mount_point(MOUNTINFO.read_text())
     if mounted is None:
         return False
@@ -77,9 +77,19 @@ def exists(cgroup: int) -> bool:
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = _libc.open_by_handle_at(mount, _HANDLE.pack(8, _KERNFS, cgroup), flags)
-        if fd >= 0:
-            os.close(fd)
-        # Beyond the root of a container's view it may be there and not be opened.
-        return fd >= 0 or ctypes.get_errno() == errno.EACCES
     finally:
         os.close(mount)
+    if fd < 0:
+        return False
+    try:
+        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+        with open(events) as file:
+            return "populated 1" in file.read()
+    except FileNotFoundError:
+        # The root has no such file, and never is empty.
+        return True
+    except OSError:
+        # Deleted meanwhile.
+        return False
+    finally:
+        os.close(fd)

@@ -99,12 +99,12 @@ def past_the_proxy(
 
 def _is_the_data_planes(one: Connection, config: CaptureConfig, leaves: Collection[int]) -> bool:
     """By its mark, which every process with NET_RAW can set, and by its cgroup where that is known:
-    what it accepts counts to the cgroup of who made the listener, which may be gone after a
+    what it accepts counts to the cgroup of who made the listener, which is empty or gone after a
     hand-over."""
     if one.mark & _MARK_MASK != config.mark:
         return one.cgroup in leaves
     known = leaves and one.cgroup
-    return not known or one.cgroup in leaves or not cgroups.exists(one.cgroup)
+    return not known or one.cgroup in leaves or not cgroups.inhabited(one.cgroup)
 
 
 def leaves(config: CaptureConfig) -> tuple[int, ...]:

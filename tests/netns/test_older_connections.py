@@ -181,6 +181,10 @@ async def test_mark_of_the_data_plane_hides_no_older_connection(
         await capture.install(pod)
         assert [one.remote[1] for one in older(world, config)] == [81]
         assert echoes(*hiding)
+        # Nobody lives in its leaf any more, as after a hand-over of its listeners.
+        with cgroup_leaf() as successor:
+            config = CaptureConfig(exempt_cgroups=(successor,))
+            assert [one.remote[1] for one in older(world, config)] == [81]
     # Its leaf is gone, as that of a data plane that handed its listeners over.
     with cgroup_leaf() as leaf:
         config = CaptureConfig(exempt_cgroups=(leaf,))

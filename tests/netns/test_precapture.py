@@ -35,11 +35,14 @@ SETTINGS = f"namespaces: {{{STRICT}: {{cutPrecapture: true}}}}\n"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     settings = folder / "agent.yaml"
     settings.write_text(SETTINGS)
-    made = Mesh(world, folder, folder / "run", agent_options=(f"--config={settings}",))
+    options = (f"--capture={capture}", f"--config={settings}")
+    made = Mesh(world, folder, folder / "run", agent_options=options)
     made.prepare()
     made.apply("cautious", manifests.namespace(STRICT))
     yield made
@@ -207,6 +210,7 @@ async def test_namespace_that_cuts_has_none_once_a_pod_is_captured(mesh: Mesh, s
         assert await greets(shop.web, pod)
 
 
+@pytest.mark.parametrize("capture", ["nftables"], indirect=True, scope="module")
 async def test_connections_made_while_rules_were_gone_are_counted(mesh: Mesh, shop: Shop) -> None:
     pod = shop.db
     node = pod.sandbox.node
@@ -217,3 +221,29 @@ async def test_connections_made_while_rules_were_gone_are_counted(mesh: Mesh, sh
         said = await ask(mesh.run_dir, node.name, "bypass")
         assert said.tells("shop/db", "cut-precapture POD"), said.text
     await becomes(mesh, pod, 0)
+
+
+async def test_connections_accepted_by_a_successor_are_captured_ones(
+    mesh: Mesh, shop: Shop
+) -> None:
+    """Its listeners were made in a cgroup that is gone, and so count what it accepts."""
+    node = shop.db.sandbox.node
+    await mesh.admin(node, "dataplane/replace", method="POST")
+
+    async def alone() -> bool:
+        return not (await mesh.admin(node, "status"))["dataplane"]["draining"]
+
+    await mesh.until("the former to end", alone, node.name)
+    async with (
+        Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as inward,
+        Conversation(shop.legacy, shop.db.sandbox.ipv6, ECHO_PORT) as plain,
+        Conversation(shop.db, shop.legacy.sandbox.ipv4, ECHO_PORT) as outward,
+    ):
+        await mesh.kill(node.name, signal.SIGKILL)
+        await mesh.start_agent(node)
+        await mesh.settled(node)
+        await becomes(mesh, shop.db, 0)
+        said = await ask(mesh.run_dir, node.name, "bypass")
+        assert said.code == 0, said.text
+        for talk in (inward, plain, outward):
+            assert await talk.echo("captured")
