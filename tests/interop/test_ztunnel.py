@@ -16,9 +16,9 @@ import pytest_asyncio
 from agent.cli.demo import manifests
 from agent.cli.demo.clients import FAILURES, Conversation, http_get, refused
 from agent.cli.demo.mesh import access_lines
-from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE, build, serve_echo, serve_http
+from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE
 from agent.cli.demo.story import spiffe
-from tests.support.zds_node import ZdsNode
+from tests.support.zds_node import ZdsNode, first_node, shop_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,31 +44,20 @@ def at(pod: Pod, family: str = "ipv4") -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(mesh: Mesh) -> Shop:
-    """The second node is ours and ordinary."""
-    made = build(mesh)
-    await serve_http(mesh, made.api)
-    for pod in (made.db, made.cart):
-        await serve_echo(mesh, pod)
-    await mesh.start_control_plane()
-    await mesh.start_agent(mesh.world.nodes[1])
-    await mesh.settled(mesh.world.nodes[1])
-    return made
+    return await shop_beside(mesh)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(mesh: Mesh, shop: Shop) -> AsyncIterator[ZdsNode]:
-    """The first node is upstream's, its pods named over ZDS and redirected by foreign rules."""
-    made = ZdsNode(mesh, mesh.world.nodes[0])
-    pods = (shop.web, shop.cart, shop.batch)
-    await made.redirect(*pods)
-    made.know(*pods)
-    async with made.server:
-        await made.start_ztunnel(Path(BINARY), ZTUNNEL)
-        await made.served(*pods)
+    """The first node is upstream's."""
+
+    async def start(node: ZdsNode) -> None:
+        await node.start_ztunnel(Path(BINARY), ZTUNNEL)
+
+    async with first_node(mesh, shop, start) as made:
         # Its certificates come with its first connections.
         await mesh.until("the other node's pods", lambda: greets(shop.web, shop.db), ZTUNNEL)
         yield made
-        await made.close()
 
 
 async def greets(pod: Pod, server: Pod) -> bool:

@@ -18,9 +18,9 @@ from agent.cli.demo.clients import Conversation, http_get, refused
 from agent.cli.demo.manifests import Pod
 from agent.cli.demo.mesh import access_lines
 from agent.cli.demo.netns import inside, open_socket
-from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE, build, serve_echo, serve_http
+from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE
 from agent.cli.demo.story import spiffe
-from tests.support.zds_node import ZdsNode
+from tests.support.zds_node import ZdsNode, first_node, shop_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,30 +33,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(mesh: Mesh) -> Shop:
-    """Its second node is an ordinary one; the first one's agents are the tests'."""
-    made = build(mesh)
-    await serve_http(mesh, made.api)
-    for pod in (made.db, made.cart):
-        await serve_echo(mesh, pod)
-    await mesh.start_control_plane()
-    await mesh.start_agent(mesh.world.nodes[1])
-    await mesh.settled(mesh.world.nodes[1])
-    return made
+    return await shop_beside(mesh)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(mesh: Mesh, shop: Shop) -> AsyncIterator[ZdsNode]:
     """The first node, served by ours."""
-    made = ZdsNode(mesh, mesh.world.nodes[0])
-    pods = (shop.web, shop.cart, shop.batch)
-    await made.redirect(*pods)
-    made.know(*pods)
-    async with made.server:
-        await made.start_ours()
-        await made.served(*pods)
+    async with first_node(mesh, shop, ZdsNode.start_ours) as made:
         await mesh.until("certificates", lambda: ready(made), made.node.name)
         yield made
-        await made.close()
 
 
 async def local(

@@ -1,16 +1,48 @@
 """A node whose pods are named over ZDS and redirected by somebody else's rules, and the proxies
 that serve it: ours or upstream's, started by upstream's environment alone."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from agent.cli.demo.manifests import Pod
 from agent.cli.demo.mesh import CONTROL_PLANE_PORT, UNDERPASS, Mesh
+from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
 from agent.cli.demo.world import Node
 from redirect.base import CaptureConfig, Target
 from redirect.nftables_capture import NftablesCapture
 from tests.support.zds_server import ZdsConnection, ZdsPod, ZdsServer
+
+Start = Callable[["ZdsNode"], Awaitable[None]]
+
+
+async def shop_beside(mesh: Mesh) -> Shop:
+    """The shop, whose second node is an ordinary one of ours; the first one's proxies are the
+    tests'."""
+    made = build(mesh)
+    await serve_http(mesh, made.api)
+    for pod in (made.db, made.cart):
+        await serve_echo(mesh, pod)
+    await mesh.start_control_plane()
+    await mesh.start_agent(mesh.world.nodes[1])
+    await mesh.settled(mesh.world.nodes[1])
+    return made
+
+
+@contextlib.asynccontextmanager
+async def first_node(mesh: Mesh, shop: Shop, start: Start) -> AsyncIterator["ZdsNode"]:
+    """The first node's pods named over ZDS and redirected by foreign rules, and served by the
+    proxy that `start` starts."""
+    made = ZdsNode(mesh, mesh.world.nodes[0])
+    pods = (shop.web, shop.cart, shop.batch)
+    await made.redirect(*pods)
+    made.know(*pods)
+    async with made.server:
+        await start(made)
+        await made.served(*pods)
+        yield made
+        await made.close()
 
 
 class ZdsNode:
