@@ -19,6 +19,7 @@ from agent.errors import AgentError
 from agent.namespaces import NamespaceTable
 from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment, Node, Step
+from agent.pods.kept import kept_pod
 from agent.pods.ledger import Held, Ledger
 from agent.pods.precapture import Precapture
 from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemoved
@@ -112,7 +113,7 @@ class Reconciler:
                 await self._let_go(event.uid)
                 self._want(event.uid, None, event.outcome)
             elif isinstance(event, PodKept):
-                self._kept.add(event.uid)
+                await self._keep(event.uid)
             else:
                 log.info("pods listed", extra={"pods": len(self._pods)})
                 self._see_off(former)
@@ -149,6 +150,14 @@ class Reconciler:
         # Whoever asked before has stopped waiting: one event of a source is open at a time.
         enrolment.wanted, enrolment.outcome = pod, outcome
         enrolment.try_again()
+
+    async def _keep(self, uid: str) -> None:
+        """As a pod of the list where its namespace is found, else as the data plane has it."""
+        self._kept.add(uid)
+        dataplane = self._dataplane
+        pod = await kept_pod(uid, dataplane) if dataplane is not None else None
+        if pod is not None and uid not in self._pods:
+            self._want(uid, pod)
 
     async def _let_go(self, uid: str) -> None:
         """A pod that only the data plane had."""

@@ -64,6 +64,8 @@ class PodTarget(Protocol):
 
     async def pods_synced(self) -> None: ...
 
+    async def list_pods(self) -> list[control_pb2.PodStatus]: ...
+
 
 class CaptureError(PodError):
     """A pod's traffic isn't redirected as it should be."""

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -223,6 +224,35 @@ async def test_connections_live_through_the_agents_death_and_its_successor_takes
         assert await talk.echo("a new agent's")
     async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
         assert await talk.echo("new")
+
+
+async def test_pod_whose_namespace_the_server_lost_outlives_its_data_plane_too(
+    mesh: Mesh, shop: Shop, node: ZdsNode
+) -> None:
+    await mesh.kill(node.node.name)
+    before = len(node.server.connections)
+    for connection in node.server.connections:
+        connection.close()
+    known = node.server.pods[shop.cart.uid]
+    node.server.pods[shop.cart.uid] = replace(known, netns=None)
+    await node.start_ours()
+    client = await node.server.client(before + 1)
+    assert (f"keep {shop.cart.uid}", "") in client.acks
+    node.server.pods[shop.cart.uid] = known
+
+    old = (await mesh.admin(node.node, "status"))["dataplane"]["pid"]
+    os.kill(old, signal.SIGKILL)
+
+    async def back() -> bool:
+        status = await mesh.admin(node.node, "status")
+        pods = {pod["name"]: pod for pod in await mesh.admin(node.node, "pods")}
+        cart = pods.get("cart", {"state": "", "identity": ""})
+        again = status["dataplane"]["pid"] not in (0, old)
+        return bool(again and cart["state"] == "served" and cart["identity"])
+
+    await mesh.until("the next data plane to serve it", back, node.node.name, seconds=20)
+    async with Conversation(shop.db, shop.cart.sandbox.ipv4, ECHO_PORT) as talk:
+        assert await talk.echo("again")
 
 
 async def test_allowed_quit_ends_agent_and_data_plane_and_their_code_is_0(

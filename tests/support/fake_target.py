@@ -29,6 +29,7 @@ class FakeTarget:
         self.faults: list[DataplaneError] = []
         self.keep_faults: list[DataplaneError] = []
         self.remove_faults: list[DataplaneError] = []
+        self.told: list[control_pb2.PodStatus] = []
         # Somebody else holds the ports in every pod.
         self.taken = False
         self.hold = None
@@ -69,6 +70,9 @@ class FakeTarget:
         if self.keep_faults:
             raise self.keep_faults.pop(0)
         self.kept.append(set(uids))
+
+    async def list_pods(self) -> list[control_pb2.PodStatus]:
+        return list(self.told)
 
     async def pods_synced(self) -> None:
         self.synced = True

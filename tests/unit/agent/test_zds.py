@@ -19,7 +19,7 @@ from agent.pods import netns, zds, zds_link
 from agent.pods.reconciler import Reconciler
 from agent.pods.zds import ZdsSource
 from agent.pods.zds_link import Link, ProtocolError
-from proto.gen import zds_pb2
+from proto.gen import control_pb2, zds_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_target import FakeTarget
 from tests.support.zds_server import ZdsConnection, ZdsPod, ZdsServer
@@ -208,6 +208,28 @@ async def test_kept_pod_that_only_the_data_plane_has_stays_until_it_is_deleted(n
     await eventually(lambda: node.target.kept == [{"uid-k"}])
     assert await node.server.delete("uid-k") == [""]
     assert node.target.removed == [("uid-k", False)]
+
+
+async def test_kept_pod_outlives_its_data_plane_where_a_process_lives_in_it(node: Node) -> None:
+    node.server.pods["uid-k"] = ZdsPod("uid-k", "k", "shop", "default", None)
+    namespace = os.stat("/proc/self/ns/net")
+    node.target.told = [
+        control_pb2.PodStatus(
+            pod=control_pb2.Pod(uid="uid-k", name="k", namespace="shop", service_account="default"),
+            netns_inode=namespace.st_ino,
+            netns_dev=namespace.st_dev,
+        )
+    ]
+    node.reconciler.attach(node.target, synced=True)
+    node.start()
+    await node.server.client()
+    await eventually(lambda: node.target.up == {"uid-k": namespace.st_ino})
+    node.reconciler.detach()
+    successor = FakeTarget()
+    node.reconciler.attach(successor, synced=True)
+    await eventually(lambda: successor.up == {"uid-k": namespace.st_ino})
+    assert await node.server.delete("uid-k") == [""]
+    assert successor.removed == [("uid-k", False)]
 
 
 RUDE = {
