@@ -179,8 +179,9 @@ def _sweep_crashed_runs() -> None:
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    # Not named by the test: a socket's path has 107 bytes, and parallel runs have longer folders.
+    made = Node(tmp_path_factory.mktemp("node"))
     yield made
     await made.close()
 
