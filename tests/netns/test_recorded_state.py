@@ -46,6 +46,26 @@ def echo(pod: Pod) -> str:
     return f"{pod.sandbox.ipv4}:{ECHO_PORT}={pod.name}"
 
 
+@pytest.mark.timeout(200)
+async def test_a_pod_at_its_budget_is_refused_alone(mesh: Mesh, shop: Shop) -> None:
+    # First of all: attempts towards a pod that was deleted count for ten seconds more.
+    node = shop.web.sandbox.node
+    await limited(mesh, shop, f"--limits-pod-max-connections={BUDGET}")
+    reason = {"reason": "too_many_connections"}
+    before = await counted(node, "underpass_refusals_total", **reason)
+    async with started(shop.web, "hold", BUDGET + 50, echo(shop.db)) as (held, process):
+        assert held.facts["right"] == {"db": BUDGET}, held
+        assert sum(held.facts["errors"].values()) == 50
+        assert await counted(node, "underpass_refusals_total", **reason) == before + 50
+        # The neighbour has all of its own.
+        async with started(shop.batch, "hold", BUDGET - 10, echo(shop.db)) as (beside, other):
+            assert beside.facts["right"] == {"db": BUDGET - 10}, beside
+            await finished(other)
+        await finished(process)
+    await mesh.until("web is let in again", lambda: greets(shop.web, shop.db))
+    await limited(mesh, shop)
+
+
 async def test_a_client_that_chooses_the_port_of_a_recorded_connection_gets_its_own_verdict(
     mesh: Mesh, shop: Shop
 ) -> None:
@@ -192,11 +212,7 @@ async def test_ten_thousand_connects_in_a_burst_reach_whom_they_were_meant_for(
                     # Rules need connection tracking; hooks do without.
                     assert (entries == 0) if capture == "ebpf" else (entries >= BURST // 2), entries
                 await finished(process)
-
-        async def ended() -> bool:
-            return not await mesh.admin(shop.web.sandbox.node, "connections")
-
-        await mesh.until("every connection's end", ended)
+        await quiet(mesh, shop)
     await left(mesh, stock)
 
 
@@ -215,25 +231,6 @@ async def test_many_connections_in_turn_leave_no_time_wait_of_ours_and_no_memory
     await vitals.recovered(mesh)
 
 
-@pytest.mark.timeout(200)
-async def test_a_pod_at_its_budget_is_refused_alone(mesh: Mesh, shop: Shop) -> None:
-    node = shop.web.sandbox.node
-    await limited(mesh, shop, f"--limits-pod-max-connections={BUDGET}")
-    reason = {"reason": "too_many_connections"}
-    before = await counted(node, "underpass_refusals_total", **reason)
-    async with started(shop.web, "hold", BUDGET + 50, echo(shop.db)) as (held, process):
-        assert held.facts["right"] == {"db": BUDGET}, held
-        assert sum(held.facts["errors"].values()) == 50
-        assert await counted(node, "underpass_refusals_total", **reason) == before + 50
-        # The neighbour has all of its own.
-        async with started(shop.batch, "hold", BUDGET - 10, echo(shop.db)) as (beside, other):
-            assert beside.facts["right"] == {"db": BUDGET - 10}, beside
-            await finished(other)
-        await finished(process)
-    await mesh.until("web is let in again", lambda: greets(shop.web, shop.db))
-    await limited(mesh, shop)
-
-
 @asynccontextmanager
 async def answers(mesh: Mesh, shop: Shop, pod: Pod) -> AsyncIterator[None]:
     """An echo server in the pod for the length of the block."""
@@ -241,6 +238,15 @@ async def answers(mesh: Mesh, shop: Shop, pod: Pod) -> AsyncIterator[None]:
     await mesh.until(f"{pod.name} answers", lambda: greets(shop.batch, pod), pod.name)
     yield
     await mesh.kill(pod.name)
+
+
+async def quiet(mesh: Mesh, shop: Shop) -> None:
+    """Waits until the first node carries nothing any more."""
+
+    async def ended() -> bool:
+        return not await mesh.admin(shop.web.sandbox.node, "connections")
+
+    await mesh.until("every connection's end", ended)
 
 
 def relayed(server: Pod, client: PodSandbox) -> set[int]:
