@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 
 from agent import logs, parts
 from agent.admin.servers import Servers
+from agent.capture import PresentCapture
 from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
@@ -42,7 +43,8 @@ def run(config: Config) -> int:
 
 
 async def _serve(config: Config) -> int:
-    redirect, capture = await parts.redirect(config)
+    present = PresentCapture()
+    redirect, capture = await parts.redirect(config, present)
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)
     trust = parts.trust_keeper(config)
@@ -59,6 +61,7 @@ async def _serve(config: Config) -> int:
         precapture=parts.precapture(config),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
+    present.follow(lambda: feed.present)
     supervisor = Supervisor(config.dataplane, config.paths, parts.instance_config(config), feed)
     report = Report(
         config.node.name, capture, pods, source, identities, reconciler, feed, supervisor, trust

@@ -19,6 +19,7 @@ from agent.slices import (
     ControlPlane,
     DataplaneProcess,
     Dns,
+    Ebpf,
     Http2,
     Keepalive,
     Limits,
@@ -216,6 +217,7 @@ def _assemble(reader: _Reader) -> Config | None:
     mode, own = _capture_mode(reader), _own_workload(reader)
     pods_cgroup = _named_cgroup(reader, "pods-cgroup", mode)
     kubelet_cgroup = _named_cgroup(reader, "kubelet-cgroup", mode)
+    ebpf = _ebpf(reader, node.name, pods_cgroup) if mode == "ebpf" else None
     if reader.mistakes:
         return None
     return Config(
@@ -229,8 +231,8 @@ def _assemble(reader: _Reader) -> Config | None:
             mark=reader["mark"],
             verify_interval=reader["verify-interval"],
             cut_precapture=reader["cut-precapture"],
-            pods_cgroup=pods_cgroup,
             kubelet_cgroup=kubelet_cgroup,
+            ebpf=ebpf,
         ),
         source=source,
         authority=authority,
@@ -264,9 +266,26 @@ def _capture_mode(reader: _Reader) -> str:
     mode, pods = reader["capture"], reader["pods"]
     if pods is None:
         return str(mode)
-    if pods.kind == "zds" and mode == "nftables":
+    if pods.kind == "zds" and mode in ("nftables", "ebpf"):
         reader.wrong("capture", "the ZDS server redirects its pods' traffic itself; write external")
     return "external" if mode == "auto" and pods.redirected_elsewhere else str(mode)
+
+
+def _ebpf(reader: _Reader, node: str, pods_cgroup: Path | None) -> Ebpf | None:
+    mount = cgroup2_mount()
+    if mount is None:
+        reader.wrong("capture", "ebpf needs cgroup2: mount it, or choose nftables")
+        return None
+    if reader["dataplane.cgroup-parent"] == "none":
+        reader.wrong("capture", "ebpf needs a cgroup of the data plane: see cgroup-parent")
+    if pods_cgroup is None:
+        kubepods = [mount / "kubepods.slice", mount / "kubepods"]
+        pods_cgroup = next((path for path in kubepods if path.is_dir()), None)
+    if pods_cgroup is None or not pods_cgroup.is_dir():
+        missing = pods_cgroup or f"no kubepods below {mount}"
+        reader.wrong("pods-cgroup", f"{missing}: name the cgroup above all processes of all pods")
+        return None
+    return Ebpf(pods_cgroup, Path(reader["ebpf.folder"]) / node, reader["ebpf.pod-max-pending"])
 
 
 def _own_workload(reader: _Reader) -> choice.OwnWorkload | None:

@@ -57,6 +57,7 @@ Body = (
     | control_pb2.ListVerdicts
     | control_pb2.ListPolicyHits
     | control_pb2.SetTrust
+    | control_pb2.Capture
 )
 
 
@@ -250,6 +251,9 @@ class Dataplane:
         """Without `drain` all of the pod is cut before this returns. Unknown uids are fine."""
         body = control_pb2.RemovePod(uid=uid, drain=drain, deadline_ms=_milliseconds(deadline))
         await self._ask("remove_pod", body)
+
+    async def capture(self, verb: control_pb2.Capture) -> control_pb2.CaptureReply:
+        return (await self._ask("capture", verb)).capture
 
     async def keep_pods(self, uids: Iterable[str]) -> None:
         """Cuts every pod that isn't named."""

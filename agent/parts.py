@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from agent.capture import PresentCapture
 from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
 from agent.identity.ca import CaConfig
@@ -32,13 +33,21 @@ _ORIGINAL_SOURCE = {
 }
 
 
-async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
+async def redirect(config: Config, present: PresentCapture) -> tuple[Redirect | None, CaptureView]:
     """Raises CaptureUnusable with the reason and what to do."""
     if config.capture.mode == "none":
         return None, CaptureView("none", "switched off by --capture none")
     if config.capture.mode == "external":
         who = "the ZDS server" if config.pods.kind == "zds" else "somebody else"
         return None, CaptureView("external", f"{who} redirects traffic to the data plane")
+    if config.capture.mode == "ebpf":
+        from redirect.ebpf import EbpfCapture
+
+        ebpf = EbpfCapture(present, capture_config(config))
+        probe = await ebpf.probe()
+        if not probe.usable:
+            raise CaptureUnusable(f"ebpf: {probe.reason}")
+        return ebpf, CaptureView("ebpf", "asked for", probe.notes)
     from redirect.nftables_capture import NftablesCapture
 
     plain = capture_config(config)
@@ -49,7 +58,7 @@ async def redirect(config: Config) -> tuple[Redirect | None, CaptureView]:
     if not probe.usable:
         await capture.close()
         raise CaptureUnusable(f"nftables: {probe.reason}")
-    chosen = "asked for" if config.capture.mode == "nftables" else "eBPF is not built in"
+    chosen = "asked for" if config.capture.mode == "nftables" else "by eBPF only where asked for"
     return capture, CaptureView("nftables", chosen, probe.notes)
 
 
@@ -202,7 +211,15 @@ def _identity_manager(
 
 def instance_config(config: Config) -> control_pb2.InstanceConfig:
     ports, limits, wire = config.capture.ports, config.limits, config.wire
+    ebpf = config.capture.ebpf
     return control_pb2.InstanceConfig(
+        ebpf=None
+        if ebpf is None
+        else control_pb2.Ebpf(
+            pods_cgroup=str(ebpf.pods_cgroup),
+            folder=str(ebpf.folder),
+            pod_max_pending=ebpf.pod_max_pending,
+        ),
         node=config.node.name,
         network=config.node.network,
         cluster_id=config.node.cluster_id,

@@ -8,10 +8,11 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -59,13 +60,15 @@ class Remains:
     # The folder of its data planes' cgroups; None where there is no cgroup2.
     cgroup: Path | None
     leaves: tuple[Path, ...]
+    # The folder of its pinned programs, where there is one.
+    pins: Path | None
     files: tuple[Path, ...]
     # Of somebody else in the run folder; they stay.
     foreign: tuple[Path, ...]
 
     @property
     def nothing(self) -> bool:
-        folders = (self.paths.root, self.cgroup)
+        folders = (self.paths.root, self.cgroup, self.pins)
         return not self.processes and not any(path and path.exists() for path in folders)
 
 
@@ -77,7 +80,7 @@ class Removal:
     error: str = ""
 
 
-def find(paths: RunPaths, cgroup_parent: Path | None) -> Remains:
+def find(paths: RunPaths, cgroup_parent: Path | None, pins: Path) -> Remains:
     """Raises OSError where the run folder can't be read."""
     pods: list[Held] = []
     unknown = ""
@@ -94,6 +97,7 @@ def find(paths: RunPaths, cgroup_parent: Path | None) -> Remains:
         pods_unknown=unknown,
         cgroup=cgroup_parent,
         leaves=leaves,
+        pins=pins if pins.is_dir() else None,
         files=tuple(path for path in entries if _OURS.fullmatch(path.name)),
         foreign=tuple(path for path in entries if not _OURS.fullmatch(path.name)),
     )
@@ -107,13 +111,17 @@ async def stop(found: Remains) -> AsyncIterator[Removal]:
         yield await _end(process, patience)
 
 
-async def remove(found: Remains, redirect: Redirect) -> AsyncIterator[Removal]:
-    """Rules, cgroups, files, in this order. No agent can start meanwhile. Raises NodeClaimed,
-    RunDirUnusable."""
+async def remove(found: Remains, *redirects: Redirect) -> AsyncIterator[Removal]:
+    """Programs, rules, cgroups, files, in this order. No agent can start meanwhile. Raises
+    NodeClaimed, RunDirUnusable."""
     with claimed(found.paths):
         failed = bool(found.pods_unknown)
+        if found.pins is not None:
+            removal = _detach(found.pins)
+            failed = failed or bool(removal.error)
+            yield removal
         for held in found.pods:
-            removal = await _release(held, redirect)
+            removal = await _release(held, redirects)
             failed = failed or bool(removal.error)
             yield removal
         for leaf in found.leaves:
@@ -216,7 +224,19 @@ async def _gone(pidfd: int, patience: timedelta) -> bool:
     return True
 
 
-async def _release(held: Held, redirect: Redirect) -> Removal:
+def _detach(pins: Path) -> Removal:
+    """Programs that nothing pins or holds any more leave the kernel by themselves."""
+    what = f"eBPF programs in {pins}"
+    try:
+        shutil.rmtree(pins)
+    except OSError as exc:
+        return Removal(what, f"{exc.filename}: {exc.strerror}")
+    with contextlib.suppress(OSError):
+        pins.parent.rmdir()
+    return Removal(what)
+
+
+async def _release(held: Held, redirects: Sequence[Redirect]) -> Removal:
     what = f"capture of {held.pod.key} in {held.pod.netns}"
     fd = held.open()
     if fd is None:
@@ -225,7 +245,8 @@ async def _release(held: Held, redirect: Redirect) -> Removal:
         # The kernel removed it with the namespace.
         return Removal(f"{what} (the namespace is gone)")
     try:
-        await redirect.remove(Target(held.pod.uid, held.pod.key, fd))
+        for redirect in redirects:
+            await redirect.remove(Target(held.pod.uid, held.pod.key, fd))
     except RedirectError as exc:
         return Removal(what, str(exc))
     finally:

@@ -351,10 +351,23 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "capture",
-        one_of("auto", "nftables", "external", "none"),
+        one_of("auto", "ebpf", "nftables", "external", "none"),
         "auto",
         "How traffic is caught; external: by somebody else's rules [auto: nftables with file, "
         "external with zds and self]",
+    ),
+    Setting(
+        "ebpf.folder",
+        words,
+        "/sys/fs/bpf/underpass",
+        "Where the node's programs are pinned, in a folder of its name",
+    ),
+    # Far above what a pod opens before its listener accepts, far below what the maps hold.
+    Setting(
+        "ebpf.pod-max-pending",
+        count(1, 65_536),
+        16_384,
+        "Captured connections of a pod that wait for being accepted",
     ),
     Setting(
         "mark",
@@ -386,7 +399,12 @@ SETTINGS: tuple[Setting, ...] = (
         False,
         "Cut connections older than a pod's capture as it is captured; a namespace may differ",
     ),
-    Setting("pods-cgroup", cgroup, None, "cgroup2 folder of all pods, for capture by eBPF"),
+    Setting(
+        "pods-cgroup",
+        cgroup,
+        None,
+        "cgroup2 folder above all processes of all pods, for capture by eBPF [kubepods]",
+    ),
     Setting(
         "kubelet-cgroup",
         cgroup,

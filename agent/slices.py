@@ -84,8 +84,17 @@ class Dns:
 
 
 @dataclass(frozen=True)
+class Ebpf:
+    """control.proto Ebpf"""
+
+    pods_cgroup: Path
+    folder: Path
+    pod_max_pending: int = 16_384
+
+
+@dataclass(frozen=True)
 class Capture:
-    # auto and nftables by us, external by somebody else, none.
+    # auto, ebpf and nftables by us, external by somebody else, none.
     mode: str = "auto"
     ipv6: bool = True
     ports: Ports = field(default_factory=Ports)
@@ -93,9 +102,10 @@ class Capture:
     verify_interval: timedelta = timedelta(seconds=10)
     # Of every pod as it is captured, unless its namespace says otherwise.
     cut_precapture: bool = False
-    # Of capture by eBPF: where its programs are attached; whose sockets reach probe ports.
-    pods_cgroup: Path | None = None
+    # Whose sockets reach probe ports under capture by eBPF.
     kubelet_cgroup: Path | None = None
+    # None: no pod is captured by eBPF.
+    ebpf: Ebpf | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,11 @@ class Redirect(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def exempts_by_rule(self) -> bool:
+        """Rules name the data planes that they exempt, so they are brought up to date before a new
+        one opens a socket in a pod."""
+
     async def probe(self) -> Probe:
         """Never raises, and touches nothing that another process can see."""
 

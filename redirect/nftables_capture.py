@@ -52,6 +52,7 @@ class NftablesCapture:
     """
 
     name = "nftables"
+    exempts_by_rule = True
 
     def __init__(self, config: CaptureConfig | None = None) -> None:
         self._config = config or CaptureConfig()

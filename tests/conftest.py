@@ -15,9 +15,11 @@ from agent.cli.demo.netns import FOLDER
 from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
 from agent.cli.demo.world import PREFIX, World, cgroup2_mounts, down
 from tests.support.capture import CAPTURE_MODES
+from tests.support.pods_cgroup import pods_cgroup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 _numbers = itertools.count(1)
 
@@ -52,10 +54,29 @@ def new_prefix() -> Callable[[], str]:
     return lambda: f"t{os.getpid()}x{next(_numbers)}"
 
 
-@pytest.fixture(scope="module", params=CAPTURE_MODES)
-def capture(request: pytest.FixtureRequest) -> str:
-    """How the mesh of the test catches traffic."""
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a mesh runs once in each capture mode, or in those that its marker names."""
+    if "capture" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("modes")
+        modes = only.args if only is not None else CAPTURE_MODES
+        metafunc.parametrize("capture", modes, scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
+def capture(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the mesh of the test catches traffic. Agents are told of the pods' cgroup by their
+    environment, whatever their options."""
+    with pytest.MonkeyPatch.context() as environment:
+        if request.param == "ebpf":
+            cgroup = request.getfixturevalue("_pods_cgroup")
+            environment.setenv("UNDERPASS_PODS_CGROUP", str(cgroup))
+        yield str(request.param)
+
+
+@pytest.fixture(scope="session")
+def _pods_cgroup() -> Iterator[Path]:
+    with pods_cgroup() as cgroup:
+        yield cgroup
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,10 @@ from agent.cli.reach import Place, Where, where
 
 if TYPE_CHECKING:
     from agent import remains
+    from redirect.base import Redirect
+
+# The agent's default of ebpf.folder.
+EBPF_FOLDER = Path("/sys/fs/bpf/underpass")
 
 
 @click.command()
@@ -22,30 +26,43 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where its cgroups are, if the agent was told so.",
 )
+@click.option(
+    "--ebpf-folder",
+    type=click.Path(path_type=Path),
+    default=EBPF_FOLDER,
+    show_default=True,
+    help="Where its programs are pinned, in a folder of its name.",
+)
 @where
 @click.pass_obj
-def uninstall(sought: Where | None, yes: bool, force: bool, cgroup_parent: Path | None) -> None:
-    """Remove a node's rules, routes, cgroups and files: no trace stays.
+def uninstall(
+    sought: Where | None, yes: bool, force: bool, cgroup_parent: Path | None, ebpf_folder: Path
+) -> None:
+    """Remove a node's programs, rules, routes, cgroups and files: no trace stays.
 
     Works also after everything was killed. Pods that were captured are bare afterwards: their
     traffic goes in clear and no policy holds. Exits with 1 when something couldn't be removed.
     """
-    sys.exit(asyncio.run(_uninstall(_place(sought or Where()), yes, force, cgroup_parent)))
+    place = _place(sought or Where())
+    sys.exit(asyncio.run(_uninstall(place, yes, force, cgroup_parent, ebpf_folder)))
 
 
-async def _uninstall(place: Place, yes: bool, force: bool, cgroup_parent: Path | None) -> int:
+async def _uninstall(
+    place: Place, yes: bool, force: bool, cgroup_parent: Path | None, ebpf_folder: Path
+) -> int:
     from agent import remains
     from agent.config import cgroup2_mount
     from agent.errors import AgentError
     from agent.slices import RunPaths
+    from redirect.ebpf import Detached, EbpfCapture
     from redirect.nftables_capture import NftablesCapture
 
     mount = cgroup2_mount()
     if cgroup_parent is None and mount is not None:
         cgroup_parent = mount / "underpass" / place.node
-    paths = RunPaths(place.folder)
+    paths, pins = RunPaths(place.folder), ebpf_folder / place.node
     try:
-        found = remains.find(paths, cgroup_parent)
+        found = remains.find(paths, cgroup_parent, pins)
     except OSError as exc:
         raise click.ClickException(f"{place.folder}: {exc.strerror}; run this as root") from exc
     if found.nothing:
@@ -59,22 +76,25 @@ async def _uninstall(place: Place, yes: bool, force: bool, cgroup_parent: Path |
     _announce(place, found)
     if not yes:
         click.confirm("Remove all of it?", abort=True)
-    capture = NftablesCapture()
+    captures: list[Redirect] = [NftablesCapture()]
+    if found.pins is not None:
+        captures.append(EbpfCapture(Detached()))
     good = True
     try:
         if found.processes:
             async for one in remains.stop(found):
                 good = _told("ended", one) and good
             # They removed some by themselves.
-            found = remains.find(paths, cgroup_parent)
+            found = remains.find(paths, cgroup_parent, pins)
             if found.processes:
                 raise click.ClickException(f"{found.processes[0]}: is there again; who starts it?")
-        async for one in remains.remove(found, capture):
+        async for one in remains.remove(found, *captures):
             good = _told("removed", one) and good
     except AgentError as exc:
         raise click.ClickException(f"{exc}; {exc.remedy}") from exc
     finally:
-        await capture.close()
+        for capture in captures:
+            await capture.close()
     if found.pods_unknown:
         click.echo(
             f"rules may stay in pods: {found.pods_unknown}\n"
@@ -110,6 +130,8 @@ def _announce(place: Place, found: "remains.Remains") -> None:
         click.echo(f"  {process}")
     for held in found.pods:
         click.echo(f"  capture of {held.pod.key} in {held.pod.netns}; it will be bare")
+    if found.pins is not None:
+        click.echo(f"  eBPF programs in {found.pins}")
     for leaf in found.leaves:
         click.echo(f"  cgroup {leaf}")
     if place.folder.exists():

@@ -140,9 +140,12 @@ class Steps:
         """Rules of an earlier life are brought up to date before the data plane listens: they
         may exempt only a data plane that is no more, and would lead this one back to itself."""
         pod = enrolment.pod
-        stale = enrolment.stale and not enrolment.released
-        if self._redirect is not None and stale and not pod.only_ports:
-            await self._refresh(self._redirect, enrolment)
+        redirect, stale = self._redirect, enrolment.stale and not enrolment.released
+        if redirect is not None and stale and not pod.only_ports:
+            if redirect.exempts_by_rule:
+                await self._refresh(redirect, enrolment)
+            # What a data plane adopts of an earlier one is looked at as soon as it serves.
+            enrolment.verify_at = 0.0
         try:
             await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
         except InUse:
@@ -340,6 +343,8 @@ class Steps:
             none = control_pb2.PodSettings.NONE
             return control_pb2.PodSettings(capture=none, only_ports=pod.only_ports)
         kind = control_pb2.PodSettings.NFTABLES
+        if self._redirect is not None and self._redirect.name == "ebpf":
+            kind = control_pb2.PodSettings.EBPF
         if self._redirect is None:
             external = control_pb2.PodSettings.EXTERNAL
             kind = external if self.external else control_pb2.PodSettings.NONE

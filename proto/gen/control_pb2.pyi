@@ -26,7 +26,7 @@ ENFORCEMENT_DRY_RUN: Enforcement
 ENFORCEMENT_ON: Enforcement
 
 class Request(_message.Message):
-    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods", "set_trust", "explain", "list_verdicts", "list_policy_hits")
+    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods", "set_trust", "explain", "list_verdicts", "list_policy_hits", "capture")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Request(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     LIST_VERDICTS_FIELD_NUMBER: _ClassVar[int]
     LIST_POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
     hello: Hello
@@ -77,10 +78,11 @@ class Request(_message.Message):
     explain: Explain
     list_verdicts: ListVerdicts
     list_policy_hits: ListPolicyHits
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ..., set_trust: _Optional[_Union[SetTrust, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., list_verdicts: _Optional[_Union[ListVerdicts, _Mapping]] = ..., list_policy_hits: _Optional[_Union[ListPolicyHits, _Mapping]] = ...) -> None: ...
+    capture: Capture
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ..., set_trust: _Optional[_Union[SetTrust, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., list_verdicts: _Optional[_Union[ListVerdicts, _Mapping]] = ..., list_policy_hits: _Optional[_Union[ListPolicyHits, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "explain", "verdicts", "policy_hits", "event")
+    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "explain", "verdicts", "policy_hits", "capture", "event")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +99,7 @@ class Reply(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
@@ -114,8 +117,9 @@ class Reply(_message.Message):
     explain: ExplainReply
     verdicts: VerdictsReply
     policy_hits: PolicyHitsReply
+    capture: CaptureReply
     event: Event
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., explain: _Optional[_Union[ExplainReply, _Mapping]] = ..., verdicts: _Optional[_Union[VerdictsReply, _Mapping]] = ..., policy_hits: _Optional[_Union[PolicyHitsReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., explain: _Optional[_Union[ExplainReply, _Mapping]] = ..., verdicts: _Optional[_Union[VerdictsReply, _Mapping]] = ..., policy_hits: _Optional[_Union[PolicyHitsReply, _Mapping]] = ..., capture: _Optional[_Union[CaptureReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
@@ -170,7 +174,7 @@ class Hello(_message.Message):
     def __init__(self, role: _Optional[_Union[Hello.Role, str]] = ..., version: _Optional[int] = ..., config: _Optional[_Union[InstanceConfig, _Mapping]] = ...) -> None: ...
 
 class InstanceConfig(_message.Message):
-    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled", "dns_port", "dns", "socks5_port", "on_demand", "original_source", "localhost_app_tunnel_off", "response_baggage_off", "http2", "keepalive", "telemetry")
+    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled", "dns_port", "dns", "socks5_port", "on_demand", "original_source", "localhost_app_tunnel_off", "response_baggage_off", "http2", "keepalive", "telemetry", "ebpf")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +196,7 @@ class InstanceConfig(_message.Message):
     HTTP2_FIELD_NUMBER: _ClassVar[int]
     KEEPALIVE_FIELD_NUMBER: _ClassVar[int]
     TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    EBPF_FIELD_NUMBER: _ClassVar[int]
     node: str
     network: str
     cluster_id: str
@@ -213,7 +218,18 @@ class InstanceConfig(_message.Message):
     http2: Http2
     keepalive: Keepalive
     telemetry: Telemetry
-    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+    ebpf: Ebpf
+    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ..., ebpf: _Optional[_Union[Ebpf, _Mapping]] = ...) -> None: ...
+
+class Ebpf(_message.Message):
+    __slots__ = ("pods_cgroup", "folder", "pod_max_pending")
+    PODS_CGROUP_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    POD_MAX_PENDING_FIELD_NUMBER: _ClassVar[int]
+    pods_cgroup: str
+    folder: str
+    pod_max_pending: int
+    def __init__(self, pods_cgroup: _Optional[str] = ..., folder: _Optional[str] = ..., pod_max_pending: _Optional[int] = ...) -> None: ...
 
 class Dns(_message.Message):
     __slots__ = ("cluster_domain", "nameservers", "preferred_namespace", "forward_timeout_ms", "cache_entries", "pod_max_pending")
@@ -386,9 +402,11 @@ class PodSettings(_message.Message):
         NFTABLES: _ClassVar[PodSettings.Capture]
         EXTERNAL: _ClassVar[PodSettings.Capture]
         NONE: _ClassVar[PodSettings.Capture]
+        EBPF: _ClassVar[PodSettings.Capture]
     NFTABLES: PodSettings.Capture
     EXTERNAL: PodSettings.Capture
     NONE: PodSettings.Capture
+    EBPF: PodSettings.Capture
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
@@ -438,6 +456,39 @@ class UpdatePod(_message.Message):
     uid: str
     settings: PodSettings
     def __init__(self, uid: _Optional[str] = ..., settings: _Optional[_Union[PodSettings, _Mapping]] = ...) -> None: ...
+
+class Capture(_message.Message):
+    __slots__ = ("install", "verify", "remove", "list")
+    INSTALL_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    install: str
+    verify: str
+    remove: str
+    list: str
+    def __init__(self, install: _Optional[str] = ..., verify: _Optional[str] = ..., remove: _Optional[str] = ..., list: _Optional[str] = ...) -> None: ...
+
+class CaptureReply(_message.Message):
+    __slots__ = ("problems", "captured", "reasons")
+    class Reason(_message.Message):
+        __slots__ = ("number", "name", "text", "count")
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        COUNT_FIELD_NUMBER: _ClassVar[int]
+        number: int
+        name: str
+        text: str
+        count: int
+        def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., text: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    captured: bool
+    reasons: _containers.RepeatedCompositeFieldContainer[CaptureReply.Reason]
+    def __init__(self, problems: _Optional[_Iterable[str]] = ..., captured: _Optional[bool] = ..., reasons: _Optional[_Iterable[_Union[CaptureReply.Reason, _Mapping]]] = ...) -> None: ...
 
 class RemovePod(_message.Message):
     __slots__ = ("uid", "drain", "deadline_ms")

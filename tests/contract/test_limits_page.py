@@ -43,6 +43,8 @@ def test_every_limit_is_on_the_page() -> None:
 def test_every_metric_and_reason_on_the_page_exists() -> None:
     sources = [path.read_text() for path in (*SOURCES.rglob("*.rs"), AGENT)]
     registered = {name for text in sources for name in re.findall(r'"([a-z_0-9]+)"', text)}
+    header = (ROOT / "bpf" / "include" / "reasons.h").read_text()
+    registered |= {name.lower() for name in re.findall(r"\bREASON_([A-Z_]+) = ", header)}
     for name, reason in named(METRIC, 4):
         assert {name, name.removesuffix("_total")} & registered, name
         assert reason is None or reason in registered, reason

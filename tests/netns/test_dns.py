@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -149,20 +150,27 @@ async def test_many_questions_leave_no_descriptor_behind(
 
 
 async def test_opting_out_is_live_and_leaves_connections_alone(
-    mesh: Mesh, shop: Shop, names: Nameserver
+    mesh: Mesh, shop: Shop, names: Nameserver, capture: str
 ) -> None:
     server = server_of(shop)
+
+    async def answers(rcode: int) -> bool:
+        # One that is asked in the very moment of the change may be lost.
+        with contextlib.suppress(TimeoutError):
+            answer = await ask(shop.web.sandbox.namespace, server, DB, timeout=1)
+            return answer.rcode == rcode
+        return False
+
     async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk:
         write_pods(mesh, shop, capture=False)
-        await mesh.until("no DNS rule", lambda: ":15053" not in rules(shop.web))
-        assert ":15001" in rules(shop.web)
-        direct = await look(shop.web, server, DB)
-        assert direct.rcode == NXDOMAIN
+        await mesh.until("the nameserver's own answer", lambda: answers(NXDOMAIN))
+        if capture == "nftables":
+            assert ":15053" not in rules(shop.web)
+            assert ":15001" in rules(shop.web)
         assert any(b"\x02db" in asked for asked in names.asked)
         assert await talk.echo("while DNS is off")
         write_pods(mesh, shop)
-        await mesh.until("DNS rules", lambda: ":15053" in rules(shop.web))
-        assert (await look(shop.web, server, DB)).rcode == NOERROR
+        await mesh.until("the mesh's answer", lambda: answers(NOERROR))
         assert await talk.echo("while DNS is on again")
 
 

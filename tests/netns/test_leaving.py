@@ -184,7 +184,7 @@ async def clean(mesh: Mesh, pod: Pod, *, seconds: float = 60) -> None:
 
 
 async def test_open_connections_outlive_leaving_and_new_ones_are_plain(
-    mesh: Mesh, shop: Shop, guest: Pod
+    mesh: Mesh, shop: Shop, guest: Pod, capture: str
 ) -> None:
     await join(mesh, shop, guest)
     node = guest.sandbox.node
@@ -192,9 +192,10 @@ async def test_open_connections_outlive_leaving_and_new_ones_are_plain(
     async with Open(shop, guest) as connections:
         left_at = asyncio.get_running_loop().time()
         await leave(mesh, guest)
-        rules = rules_of(guest.sandbox.namespace)
-        assert "nat hook output" in rules
-        assert "redirect to" not in rules
+        if capture == "nftables":
+            rules = rules_of(guest.sandbox.namespace)
+            assert "nat hook output" in rules
+            assert "redirect to" not in rules
         logged = len(access_lines(mesh.log(node.name), "guest"))
 
         with Wiretap(node.namespace, "wire", b"of-the-mesh") as tap:
@@ -262,7 +263,7 @@ async def test_what_is_open_at_the_deadline_is_cut_and_nothing_stays(
 
 
 async def test_pod_that_comes_back_while_it_drains_loses_nothing(
-    mesh: Mesh, shop: Shop, guest: Pod
+    mesh: Mesh, shop: Shop, guest: Pod, capture: str
 ) -> None:
     await join(mesh, shop, guest)
     node = guest.sandbox.node
@@ -270,7 +271,8 @@ async def test_pod_that_comes_back_while_it_drains_loses_nothing(
         left_at = asyncio.get_running_loop().time()
         await leave(mesh, guest)
         await join(mesh, shop, guest)
-        assert "redirect to" in rules_of(guest.sandbox.namespace)
+        if capture == "nftables":
+            assert "redirect to" in rules_of(guest.sandbox.namespace)
         assert await connections.broken() == []
         with Wiretap(guest.sandbox.node.namespace, "wire", b"anew-77") as tap:
             async with Conversation(guest, shop.cart.sandbox.ipv6, ECHO_PORT) as talk:
@@ -287,7 +289,7 @@ async def test_pod_that_comes_back_while_it_drains_loses_nothing(
 
 
 async def test_agent_that_starts_in_the_middle_lets_them_end(
-    mesh: Mesh, shop: Shop, guest: Pod
+    mesh: Mesh, shop: Shop, guest: Pod, capture: str
 ) -> None:
     await join(mesh, shop, guest)
     node = guest.sandbox.node
@@ -303,7 +305,8 @@ async def test_agent_that_starts_in_the_middle_lets_them_end(
 
         await mesh.until("the new agent", new_agent, node.name)
         assert await connections.broken() == []
-        assert "nat hook output" in rules_of(guest.sandbox.namespace)
+        if capture == "nftables":
+            assert "nat hook output" in rules_of(guest.sandbox.namespace)
         left = asyncio.get_running_loop().time()
     await clean(mesh, guest)
     # By the word of the data plane, not by the deadline noted.

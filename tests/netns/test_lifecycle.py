@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from functools import partial
@@ -20,6 +21,7 @@ from agent.cli.demo.manifests import Pod
 from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE, serve_echo
 from agent.cli.demo.story import answers, greets, progress
 from agent.cli.demo.wiretap import Wiretap
+from agent.cli.demo.world import BPF_FOLDER
 
 if TYPE_CHECKING:
     from agent.cli.demo.mesh import Mesh
@@ -95,7 +97,7 @@ async def test_killed_dataplane_never_fails_open_and_comes_back(mesh: Mesh, shop
     assert "seconds_without_service=" in log
 
 
-async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop) -> None:
+async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop, capture: str) -> None:
     node = mesh.world.nodes[1]
     before = await dataplane_pid(mesh, node)
     async with (
@@ -115,7 +117,8 @@ async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop) -> No
     assert load.failures == []
     await mesh.settled()
     # One exempt cgroup again: the old leaf is gone from every pod's rules.
-    assert rules_of(shop.api.sandbox.namespace).count("socket cgroupv2") > 0
+    if capture == "nftables":
+        assert rules_of(shop.api.sandbox.namespace).count("socket cgroupv2") > 0
     leaves = [f for f in cgroup_of(node).iterdir() if f.is_dir()]
     assert len(leaves) == 1
 
@@ -126,6 +129,7 @@ def cgroup_of(node: Node) -> Path:
     return next(root / "underpass" / node.name for root in cgroup2_mounts())
 
 
+@pytest.mark.modes("nftables")
 async def test_removed_rules_are_put_back(mesh: Mesh, shop: Shop) -> None:
     namespace = shop.web.sandbox.namespace
     run_in(namespace, "nft", "flush", "ruleset")
@@ -141,6 +145,24 @@ async def test_removed_rules_are_put_back(mesh: Mesh, shop: Shop) -> None:
     with Wiretap(mesh.world.nodes[0].namespace, "wire", b"marker-c3") as tap:
         await http_get(shop.web, shop.api.sandbox.ipv4, HTTP_PORT, "/marker-c3")
     assert tap.sightings == 0
+
+
+@pytest.mark.modes("ebpf")
+async def test_removed_programs_are_put_back(mesh: Mesh, shop: Shop) -> None:
+    """The folder of the pins is how an operator without our binary ends capture."""
+    node, namespace = mesh.world.nodes[0], shop.web.sandbox.namespace
+    shutil.rmtree(BPF_FOLDER / node.name)
+    run_in(namespace, "ip", "rule", "del", "fwmark", "0x111/0xfff")
+
+    async def captured() -> bool:
+        with Wiretap(node.namespace, "wire", b"marker-c4") as tap:
+            await http_get(shop.web, shop.api.sandbox.ipv4, HTTP_PORT, "/marker-c4")
+        return tap.sightings == 0
+
+    assert not await captured()
+    await mesh.until("the programs to be back", captured, seconds=30)
+    assert rules_of(namespace).count("lookup 100") == 2
+    await mesh.settled()
 
 
 async def test_pod_comes_and_goes_without_residue(mesh: Mesh, shop: Shop) -> None:

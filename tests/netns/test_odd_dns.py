@@ -52,8 +52,9 @@ async def names(mesh: Mesh, shop: Shop) -> AsyncIterator[Nameserver]:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 @pytest.mark.parametrize("case", ["unconnected", "crossed", "connected"])
 async def test_answers_seem_to_come_from_the_server_that_was_asked(
-    mesh: Mesh, shop: Shop, names: Nameserver, case: str, family: str
+    mesh: Mesh, shop: Shop, names: Nameserver, capture: str, case: str, family: str
 ) -> None:
+    """What eBPF can't tell yet is whom an answer is from while two servers are asked at once."""
     # One that serves and one that doesn't, on another node, so that a question past us shows.
     servers = [getattr(shop.legacy.sandbox, family), getattr(shop.db.sandbox, family)]
     before = len(names.asked)
@@ -61,7 +62,8 @@ async def test_answers_seem_to_come_from_the_server_that_was_asked(
         said = await run(shop.web, "dns_client", case, DB, *servers)
     assert {one.name for one in said} == set(servers)
     for one in said:
-        assert one.facts.get("sender") == [one.name, 53], one
+        known = servers[-1:] if (capture, case) == ("ebpf", "crossed") else [one.name]
+        assert one.facts.get("sender") in [[name, 53] for name in known], one
         assert one.facts["rcode"] == NOERROR
         assert len(one.facts["addresses"]) == 1
     # A name of the mesh is told to nobody outside.
@@ -70,15 +72,16 @@ async def test_answers_seem_to_come_from_the_server_that_was_asked(
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 async def test_a_connected_socket_that_asks_another_server_asks_nobody_past_us(
-    mesh: Mesh, shop: Shop, names: Nameserver, family: str
+    mesh: Mesh, shop: Shop, names: Nameserver, capture: str, family: str
 ) -> None:
     servers = [getattr(pod.sandbox, family) for pod in (shop.db, shop.legacy)]
     before = len(names.asked)
     async with nothing_in_clear(mesh, ON_WIRE):
         (said,) = await run(shop.web, "dns_client", "elsewhere", DB, *servers)
         (other,) = await run(shop.web, "dns_client", "elsewhere", DB, *reversed(servers))
-    # Such a socket hears its own server only, with a mesh or without.
-    assert (said.error, other.error) == ("ETIMEDOUT", "ETIMEDOUT")
+    # Such a socket hears its own server only, which by eBPF is ours for both.
+    expected = {"nftables": "ETIMEDOUT", "ebpf": ""}[capture]
+    assert (said.error, other.error) == (expected, expected)
     assert len(names.asked) == before
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 CONFIG = CaptureConfig()
 
+pytestmark = pytest.mark.modes("nftables")
+
 
 @pytest.fixture
 def world() -> Iterator[World]:

@@ -210,7 +210,7 @@ async def test_namespace_that_cuts_has_none_once_a_pod_is_captured(mesh: Mesh, s
         assert await greets(shop.web, pod)
 
 
-@pytest.mark.parametrize("capture", ["nftables"], indirect=True, scope="module")
+@pytest.mark.modes("nftables")
 async def test_connections_made_while_rules_were_gone_are_counted(mesh: Mesh, shop: Shop) -> None:
     pod = shop.db
     node = pod.sandbox.node

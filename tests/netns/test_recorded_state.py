@@ -218,7 +218,7 @@ async def test_ten_thousand_connects_in_a_burst_reach_whom_they_were_meant_for(
 
 @pytest.mark.timeout(200)
 async def test_many_connections_in_turn_leave_no_time_wait_of_ours_and_no_memory(
-    mesh: Mesh, shop: Shop
+    mesh: Mesh, shop: Shop, capture: str
 ) -> None:
     assert await greets(shop.web, shop.db)
     vitals = await Vitals.of(mesh, *mesh.world.nodes)
@@ -227,7 +227,10 @@ async def test_many_connections_in_turn_leave_no_time_wait_of_ours_and_no_memory
     ours = {15001, 15006, 15008}
     for pod in (shop.web, shop.db):
         waiting = [sock for sock in tcp_sockets(pod) if sock.state == TIME_WAIT]
-        assert not [sock for sock in waiting if ours & {sock.local_port, sock.remote_port}]
+        assert not [sock for sock in waiting if sock.local_port in ours]
+        # By eBPF those are the applications' own, which they have without a mesh as well.
+        if capture == "nftables":
+            assert not [sock for sock in waiting if sock.remote_port in ours]
     await vitals.recovered(mesh)
 
 

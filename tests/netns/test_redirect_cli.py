@@ -26,7 +26,7 @@ async def underpass(mesh: Mesh, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-async def test_commands_find_the_agent_and_outlive_it(mesh: Mesh) -> None:
+async def test_commands_find_the_agent_and_outlive_it(mesh: Mesh, capture: str) -> None:
     node = mesh.world.nodes[0]
     missing = await underpass(mesh, "status")
     assert missing.returncode == 1
@@ -41,7 +41,7 @@ async def test_commands_find_the_agent_and_outlive_it(mesh: Mesh) -> None:
     await mesh.until("a status without problems", ready, node.name)
     screen = (await underpass(mesh, "status")).stdout
     assert f"Node {node.name}: ready" in screen
-    assert "nftables" in screen
+    assert capture in screen
     assert "Nothing is wrong." in screen
     for section in LISTS:
         found = await underpass(mesh, section, "-o", "json")

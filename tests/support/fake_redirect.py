@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 class FakeRedirect:
+    exempts_by_rule = True
     name = "fake"
 
     def __init__(self) -> None:

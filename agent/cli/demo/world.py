@@ -16,6 +16,8 @@ from pathlib import Path
 
 from agent.cli.demo.netns import FOLDER, inside
 
+# Where agents pin the programs of their nodes.
+BPF_FOLDER = Path("/sys/fs/bpf/underpass")
 PREFIX = "up"
 
 
@@ -172,6 +174,8 @@ def down(prefix: str) -> None:
     names = namespaces(prefix)
     _kill_inside(names)
     _delete(names)
+    for pins in BPF_FOLDER.glob(f"{prefix}-node*"):
+        shutil.rmtree(pins, ignore_errors=True)
     for root in cgroup2_mounts():
         for leaf in (root / "underpass").glob(f"{prefix}-node*"):
             remove_cgroup(leaf)

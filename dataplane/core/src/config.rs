@@ -1,6 +1,7 @@
 //! Settings of one data plane instance, parsed once from what the agent sent.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,16 @@ pub struct Config {
     /// None: TCP keepalive is off.
     pub keepalive: Option<Keepalive>,
     pub telemetry: TelemetryConfig,
+    /// None: no pod is captured by eBPF.
+    pub ebpf: Option<Ebpf>,
+}
+
+/// Where this node's programs live in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ebpf {
+    pub pods_cgroup: PathBuf,
+    pub folder: PathBuf,
+    pub pod_max_pending: u32,
 }
 
 /// facts ztunnel 1.1
@@ -214,6 +225,30 @@ impl Config {
             http2: windows(&http2)?,
             keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
             telemetry: TelemetryConfig::parse(&raw.telemetry.clone().unwrap_or_default())?,
+            ebpf: raw.ebpf.as_ref().map(Ebpf::parse).transpose()?,
+        })
+    }
+}
+
+impl Ebpf {
+    fn parse(raw: &pb::Ebpf) -> Result<Self, BadConfig> {
+        let absolute = |field, text: &String| {
+            let path = PathBuf::from(text);
+            let fine = path.is_absolute();
+            let text = format!("`{text}` is no absolute path");
+            if fine {
+                Ok(path)
+            } else {
+                Err(BadConfig { field, text })
+            }
+        };
+        Ok(Self {
+            pods_cgroup: absolute("ebpf.pods_cgroup", &raw.pods_cgroup)?,
+            folder: absolute("ebpf.folder", &raw.folder)?,
+            pod_max_pending: match raw.pod_max_pending {
+                0 => 16_384,
+                wanted => wanted,
+            },
         })
     }
 }
@@ -339,6 +374,7 @@ impl Config {
             &text(&self.keepalive),
             &text(&wanted.keepalive),
         )?;
+        same("ebpf", &text(&self.ebpf), &text(&wanted.ebpf))?;
         same(
             "telemetry",
             &text(&self.telemetry),

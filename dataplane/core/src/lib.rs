@@ -3,6 +3,7 @@
 //! It knows nothing of Kubernetes, istiod or files: pods, resources and certificates reach it over
 //! the control socket (`control`), and it keeps serving with what it last knew.
 
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod dns;

@@ -188,14 +188,22 @@ def test_cgroup2_is_found_in_the_mount_table_wherever_it_is() -> None:
 @pytest.mark.parametrize("name", ["pods-cgroup", "kubelet-cgroup"])
 def test_cgroups_of_others_lie_below_the_mount(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     mount, option = Path("/sys/fs/cgroup"), name.replace("-", "_")
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    by_ebpf: dict[str, Any] = {"capture": "ebpf", "dataplane_cgroup_parent": None}
 
     def given(path: str) -> dict[str, Any]:
         return {option: path}
 
     monkeypatch.setattr(config, "cgroup2_mount", lambda: mount)
-    found = load(**given("/sys/fs/cgroup/kubepods.slice"))
-    assert getattr(found.capture, option) == mount / "kubepods.slice"
-    assert getattr(load().capture, option) is None
+    found = load(**by_ebpf, **given("/sys/fs/cgroup/some.slice")).capture
+    assert found.ebpf is not None
+    chosen = found.ebpf.pods_cgroup if name == "pods-cgroup" else found.kubelet_cgroup
+    assert chosen == mount / "some.slice"
+    by_default = load(**by_ebpf).capture
+    assert by_default.kubelet_cgroup is None
+    assert by_default.ebpf is not None
+    assert by_default.ebpf.pods_cgroup == mount / "kubepods.slice"
+    assert load().capture.ebpf is None
     (warning,) = load(capture="nftables", **given("/sys/fs/cgroup/x")).warnings
     assert warning == f"{name}: only capture by eBPF uses it, not nftables"
     for wrong, why in (
@@ -206,6 +214,21 @@ def test_cgroups_of_others_lie_below_the_mount(monkeypatch: pytest.MonkeyPatch, 
     ):
         (mistake,) = mistakes(**given(wrong))
         assert why in mistake
+
+
+def test_ebpf_needs_a_cgroup_of_all_pods_and_one_of_the_data_plane(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: tmp_path)
+    (mistake,) = mistakes(capture="ebpf", dataplane_cgroup_parent=None)
+    assert "pods-cgroup" in mistake
+    assert f"no kubepods below {tmp_path}: name the cgroup above all" in mistake
+    (tmp_path / "kubepods").mkdir()
+    (mistake,) = mistakes(capture="ebpf", dataplane_cgroup_parent="none")
+    assert "ebpf needs a cgroup of the data plane" in mistake
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: None)
+    (mistake,) = mistakes(capture="ebpf", dataplane_cgroup_parent=None)
+    assert "ebpf needs cgroup2: mount it, or choose nftables" in mistake
 
 
 def test_cgroup_leaf_lies_below_the_mount_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

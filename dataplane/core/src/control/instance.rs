@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::agent::AgentSlot;
 use super::build::Build;
+use super::capture::Capture;
 use super::failure::{Code, Failure};
 use super::pods::Pods;
 use super::status;
@@ -137,7 +138,11 @@ impl Instance {
         ));
         Node {
             raw: raw.into(),
-            pods: Pods::new(shared.clone(), self.agent.clone()),
+            pods: Pods::new(
+                shared.clone(),
+                self.agent.clone(),
+                Capture::new(&shared.config, &self.cgroup),
+            ),
             shared,
             applies,
         }

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 mod agent;
 mod answer;
 mod build;
+mod capture;
 mod cgroup;
 mod failure;
 mod frame;

@@ -27,10 +27,10 @@ pub(super) async fn answer(session: &Session, job: Job) {
     let result = match ask {
         Ask::Drain(drain) => return self::drain(instance, &drain, &answer).await,
         Ask::AddPod(add) => add_pod(instance, add, fds).await,
-        Ask::UpdatePod(update) => update_pod(instance, update),
+        Ask::UpdatePod(update) => update_pod(instance, update).await,
         Ask::RemovePod(remove) => remove_pod(instance, &remove).await,
         Ask::KeepPods(keep) => keep_pods(instance, &keep).await,
-        Ask::PodsSynced(_) => pods_synced(instance),
+        Ask::PodsSynced(_) => pods_synced(instance).await,
         Ask::ListPods(_) => list_pods(instance),
         Ask::Apply(apply) => self::apply(instance, apply).await,
         Ask::NewCsr(csr) => new_csr(instance, &csr),
@@ -47,6 +47,7 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::ListPolicyHits(_) => list_policy_hits(instance),
         Ask::SetTrust(trust) => set_trust(instance, trust).await,
         Ask::Explain(ask) => streams::explain(instance, ask).await,
+        Ask::Capture(ask) => capture(instance, ask).await,
         Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
     };
     answer.last(result).await;
@@ -68,9 +69,10 @@ async fn add_pod(
     DONE
 }
 
-fn update_pod(instance: &Instance, update: pb::UpdatePod) -> Result {
+async fn update_pod(instance: &Instance, update: pb::UpdatePod) -> Result {
     let pods = &instance.configured()?.pods;
-    pods.update(&update.uid, update.settings.unwrap_or_default())?;
+    let settings = update.settings.unwrap_or_default();
+    pods.update(&update.uid, settings).await?;
     DONE
 }
 
@@ -84,13 +86,47 @@ async fn remove_pod(instance: &Instance, remove: &pb::RemovePod) -> Result {
     DONE
 }
 
+async fn capture(instance: &Instance, ask: pb::Capture) -> Result {
+    use pb::capture::Verb;
+    let pods = &instance.configured()?.pods;
+    let verb = ask.verb;
+    let verb = verb.ok_or_else(|| Failure::invalid("", "capture.verb is absent"))?;
+    let mut reply = pb::CaptureReply::default();
+    match verb {
+        Verb::Install(uid) => {
+            let entry = pods.known(&uid)?;
+            pods.capture.install(entry).await?;
+            reply.captured = true;
+        }
+        Verb::Verify(uid) => {
+            let entry = pods.known(&uid)?;
+            reply.problems = pods.capture.verify(entry).await?;
+            reply.captured = reply.problems.is_empty();
+        }
+        // A pod that nobody knows isn't captured by us.
+        Verb::Remove(uid) => {
+            if let Ok(entry) = pods.known(&uid) {
+                pods.capture.release(entry).await?;
+            }
+        }
+        Verb::List(uid) => {
+            let (captured, reasons) = pods.capture.list(pods.known(&uid).ok()).await?;
+            reply.captured = captured;
+            reply.reasons = reasons.into_iter().map(super::capture::reason).collect();
+        }
+    }
+    Ok(Body::Capture(reply))
+}
+
 async fn keep_pods(instance: &Instance, keep: &pb::KeepPods) -> Result {
     instance.configured()?.pods.keep(&keep.uids).await;
     DONE
 }
 
-fn pods_synced(instance: &Instance) -> Result {
-    let pods = instance.configured()?.pods.list().len();
+async fn pods_synced(instance: &Instance) -> Result {
+    let node = instance.configured()?;
+    node.pods.release_others().await?;
+    let pods = node.pods.list().len();
     tracing::info!(pods, "the agent's first list of pods is complete");
     DONE
 }

@@ -17,7 +17,12 @@ const CONNECTIONS_A_CHUNK: usize = 500;
 type Pieces = Box<dyn Iterator<Item = Vec<u8>> + Send>;
 
 pub(super) async fn metrics(instance: &Instance, answer: &Answer) -> Result<Body, Failure> {
-    let telemetry = instance.configured()?.shared.telemetry.clone();
+    let node = instance.configured()?;
+    let telemetry = node.shared.telemetry.clone();
+    for reason in node.pods.capture.counted().await {
+        let bounds = &telemetry.metrics.bounds;
+        bounds.capture_exit(reason.name, reason.count);
+    }
     let (mut pieces, mut rest) = Text::new();
     let writing = tokio::task::spawn_blocking(move || {
         // Fails when the reader is gone; then the text goes nowhere.

@@ -38,7 +38,10 @@ impl Netns {
     ) -> io::Result<TcpStream> {
         let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
         let socket = self.enter(|| sockopt::tcp(Domain::for_address(dst)))??;
-        socket.set_mark(config.mark)?;
+        socket.set_mark(match source {
+            Some(_) => self.reply_mark(config),
+            None => config.mark,
+        })?;
         socket.set_tcp_nodelay(true)?;
         sockopt::keepalive(&socket, config.keepalive.as_ref())?;
         if let Some(source_ip) = source.map(canonical) {

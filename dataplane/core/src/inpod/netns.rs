@@ -2,17 +2,24 @@
 #![allow(unsafe_code)] // one ioctl that no library wraps
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::capture::{OwnAddresses, REPLY_MARK};
+use crate::config::Config;
 
 /// A pod's network namespace, kept open.
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
     id: (u64, u64),
+    /// While capture is by eBPF.
+    captured: ArcSwapOption<OwnAddresses>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +54,7 @@ impl Netns {
         Ok(Self {
             fd,
             id: (stat.st_ino, stat.st_dev),
+            captured: ArcSwapOption::empty(),
         })
     }
 
@@ -68,6 +76,38 @@ impl Netns {
         move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))?;
         let _way_back = WayHome(home);
         Ok(visit())
+    }
+}
+
+/// Capture by eBPF leads connections over loopback instead of translating addresses.
+impl Netns {
+    pub fn captured_as(&self, own: OwnAddresses) {
+        self.captured.store(Some(own.into()));
+    }
+
+    /// The client as everybody else would see it, where it dialled and was led over loopback.
+    pub fn as_seen(&self, peer: SocketAddr) -> SocketAddr {
+        let own = match self.captured.load_full() {
+            Some(own) if peer.ip().is_loopback() => own,
+            _ => return peer,
+        };
+        let ip = if peer.is_ipv4() { own.v4 } else { own.v6 };
+        SocketAddr::new(ip.unwrap_or(peer.ip()), peer.port())
+    }
+
+    /// SO_MARK of connections to the application that carry the client's address: what leads the
+    /// answers back. nftables marks them itself, by the data plane's own mark.
+    pub(super) fn reply_mark(&self, config: &Config) -> u32 {
+        match self.captured.load().is_some() {
+            true => REPLY_MARK,
+            false => config.mark,
+        }
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -42,7 +42,8 @@ async fn check(
     client: &TcpStream,
     peer: SocketAddr,
 ) -> Result<(Open, Place), (Option<SocketAddr>, Early)> {
-    let dst = captured(client).map_err(|error| (None, error))?;
+    let dst = captured(client, pod.shared.config.ports.inbound_plaintext)
+        .map_err(|error| (None, error))?;
     let with_dst = |error: Early| (Some(dst), error);
     let config = &pod.shared.config;
     if config.ports.is_own(dst.port()) {
@@ -84,9 +85,13 @@ async fn check(
     Ok((pod.open(facts, labels), permit))
 }
 
-/// A connection made straight to the listener wasn't redirected: it would lead back here.
-fn captured(client: &TcpStream) -> Result<SocketAddr, Early> {
+/// A connection made straight to the listener wasn't redirected: it would lead back here. Where the
+/// kernel looked the listener up for a packet of another port (eBPF), that is what was dialled.
+fn captured(client: &TcpStream, listener: u16) -> Result<SocketAddr, Early> {
     let local = canonical_addr(client.local_addr()?);
+    if local.port() != listener {
+        return Ok(local);
+    }
     match original_dst(client) {
         Ok(dst) if dst == local => Err(Early::SelfCall(dst)),
         result => result.map_err(Early::NoOriginalDst),

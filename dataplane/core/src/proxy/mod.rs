@@ -116,6 +116,11 @@ pub struct PodProxy {
 }
 
 impl PodProxy {
+    /// Of the listener for plaintext.
+    pub fn inbound_port(&self) -> u16 {
+        self.pod.shared.config.ports.inbound_plaintext
+    }
+
     pub fn new(shared: Arc<Shared>, pod: PodInfo, netns: Arc<Netns>) -> Arc<Self> {
         let registry = Arc::new(Registry::of(&pod.uid));
         let telemetry = shared.telemetry.clone();

@@ -15,6 +15,7 @@ use super::names::NoAddress;
 use super::pod::{Place, Pod, reset, run};
 use super::traceparent::Trace;
 use crate::config::canonical_addr;
+use crate::inpod::Netns;
 use crate::inpod::original_dst;
 use crate::state::Workload;
 use crate::state::resolve::{HboneRoute, Route, Target};
@@ -47,9 +48,10 @@ pub enum Unserved {
 /// Everything that may fail happens in boxes of its own, so that a connection that only copies
 /// keeps little memory.
 pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
-    let wanted = match captured(&client, peer) {
+    let wanted = match captured(&pod.netns, &client, peer) {
         Ok(wanted) => wanted,
         Err(error) => {
+            let peer = pod.netns.as_seen(peer);
             pod.refuse(Direction::Outbound, peer, None, &error);
             return reset(client);
         }
@@ -68,7 +70,7 @@ pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 /// Only connections that the pod itself made and that were redirected may use it. A remote client
 /// that connects to the listener would borrow the pod's identity, and one that wasn't redirected
 /// would loop.
-fn captured(client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
+fn captured(netns: &Netns, client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
     let local = canonical_addr(client.local_addr()?);
     let loopback = local.ip().is_loopback() || peer.ip().is_loopback();
     if !loopback && peer.ip() != local.ip() {
@@ -79,7 +81,7 @@ fn captured(client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
         return Err(Early::SelfCall(dst));
     }
     Ok(Wanted {
-        peer,
+        peer: netns.as_seen(peer),
         local,
         dst,
         began: Instant::now(),

@@ -1,6 +1,9 @@
 //! What shows when a bound is reached, or a way around a failure was taken (docs/limits.md).
 
+use std::sync::atomic::Ordering;
+
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
@@ -11,9 +14,16 @@ pub struct Bounds {
     pub original_source_lost: Counter,
     pub endpoint_retries: Counter,
     pub verdicts_forgotten: Counter,
+    pub capture_exits: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl Bounds {
+    /// As the kernel counted since the programs were first loaded.
+    pub fn capture_exit(&self, reason: &'static str, count: u64) {
+        let exits = self.capture_exits.get_or_create(&[("reason", reason)]);
+        exits.inner().store(count, Ordering::Relaxed);
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "underpass_outbound_tunnels",
@@ -29,6 +39,11 @@ impl Bounds {
             "underpass_original_source_lost",
             "Connections whose client address the application couldn't be shown (unstable)",
             self.original_source_lost.clone(),
+        );
+        registry.register(
+            "underpass_capture_exits",
+            "Verdicts of the eBPF programs of the node, by their reasons (unstable)",
+            self.capture_exits.clone(),
         );
         registry.register(
             "underpass_endpoint_retries",

@@ -1,5 +1,6 @@
 //! One pod: its proxy, its listeners' second descriptors, and the identity it was given.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::capture::Enrolment;
 use crate::config::Config;
+use crate::control::capture;
 use crate::control::failure::{Code, Failure};
 use crate::control::status;
 use crate::dns::Resolv;
@@ -20,7 +23,7 @@ use crate::proxy::{Demands, PodProxy, Shared};
 use crate::wire::control as pb;
 use pb::pod_status::State;
 
-pub(super) struct Entry {
+pub(in crate::control) struct Entry {
     pub info: PodInfo,
     pub netns: Arc<Netns>,
     pub proxy: Arc<PodProxy>,
@@ -166,11 +169,32 @@ impl Entry {
         }
     }
 
+    pub fn captured_by_ebpf(&self) -> bool {
+        self.live.lock().settings.capture() == pb::pod_settings::Capture::Ebpf
+    }
+
+    /// What the kernel side has to know of it.
+    pub fn enrolment(&self) -> Enrolment {
+        capture::enrolment(&self.live.lock().settings)
+    }
+
+    /// A descriptor of its own; None while the pod doesn't listen for redirected traffic.
+    pub fn inbound_listener(&self) -> Result<Option<OwnedFd>, Failure> {
+        let live = self.live.lock();
+        let Some(listeners) = &live.listeners else {
+            return Ok(None);
+        };
+        let port = self.proxy.inbound_port();
+        let found = listeners.0.iter().find(|(p, _)| *p == port);
+        let cloned = found.map(|(_, fd)| fd.try_clone()).transpose();
+        cloned.map_err(|error| duplicating(&self.info, &error))
+    }
+
     pub fn wants_dns(&self) -> bool {
         self.live.lock().settings.dns
     }
 
-    pub fn serve(&self, bound: Bound) {
+    pub(super) fn serve(&self, bound: Bound) {
         let mut live = self.live.lock();
         live.listeners = Some(bound.duplicates);
         live.state = State::Up;

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pb::event::Event;
+use pb::pod_settings::Capture as Kind;
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::agent::AgentSlot;
+use super::capture::{self, Capture};
 use super::failure::{Code, Failure};
 use crate::inpod::{DnsSockets, Listeners, ListeningFds, Netns, PodInfo};
 use crate::proxy::{Loss, Shared};
@@ -20,11 +22,13 @@ use crate::wire::control as pb;
 
 mod entry;
 
-use entry::{Bound, Entry};
+use entry::Bound;
+pub(super) use entry::Entry;
 
 pub(super) struct Pods {
     shared: Arc<Shared>,
     agent: Arc<AgentSlot>,
+    pub capture: Arc<Capture>,
     known: Mutex<Known>,
     /// Held by every change, so that none sees another one half done.
     changes: tokio::sync::Mutex<()>,
@@ -41,10 +45,11 @@ struct Known {
 }
 
 impl Pods {
-    pub fn new(shared: Arc<Shared>, agent: Arc<AgentSlot>) -> Arc<Self> {
+    pub fn new(shared: Arc<Shared>, agent: Arc<AgentSlot>, capture: Arc<Capture>) -> Arc<Self> {
         Arc::new(Self {
             shared,
             agent,
+            capture,
             known: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
@@ -79,6 +84,7 @@ impl Pods {
                 held.update(settings, &self.shared.config)?;
                 if !prepare_only && !held.listening() {
                     held.serve(self.bind(&held.info, &held.netns, held.wants_dns())?);
+                    self.adopt_capture(&held).await?;
                 }
                 return held.check_listeners();
             }
@@ -87,6 +93,9 @@ impl Pods {
             } else {
                 self.cut(&held).await;
             }
+        }
+        if settings.capture() == Kind::Ebpf {
+            self.capture.ready().await?;
         }
         let bound = match prepare_only {
             true => None,
@@ -115,13 +124,41 @@ impl Pods {
                 leaving.drain_without_limit();
             }
         }
-        Ok(())
+        self.adopt_capture(&entry).await
     }
 
-    pub fn update(&self, uid: &str, settings: pb::PodSettings) -> Result<(), Failure> {
-        match self.known.lock().active.get(uid) {
-            Some(entry) => entry.update(settings, &self.shared.config),
-            None => Err(Failure::new(Code::NotFound, uid, "no such pod")),
+    /// What an earlier data plane captured is refused until this one's listener takes its place.
+    async fn adopt_capture(&self, entry: &Arc<Entry>) -> Result<(), Failure> {
+        match entry.captured_by_ebpf() {
+            true => self.capture.adopt(entry).await,
+            false => Ok(()),
+        }
+    }
+
+    /// What was captured by eBPF and isn't wanted any more: nobody would listen for it.
+    pub async fn release_others(&self) -> Result<(), Failure> {
+        let active: Vec<_> = self.known.lock().active.values().cloned().collect();
+        self.capture.release_others(active).await
+    }
+
+    pub fn known(&self, uid: &str) -> Result<Arc<Entry>, Failure> {
+        let found = self.known.lock().active.get(uid).cloned();
+        found.ok_or_else(|| Failure::new(Code::NotFound, uid, "no such pod"))
+    }
+
+    pub async fn update(&self, uid: &str, settings: pb::PodSettings) -> Result<(), Failure> {
+        let entry = self.known(uid)?;
+        if !entry.captured_by_ebpf() || !entry.listening() {
+            return entry.update(settings, &self.shared.config);
+        }
+        // Never led to somebody who listens no more, or not yet.
+        let wanted = capture::enrolment(&settings);
+        if wanted.dns {
+            entry.update(settings, &self.shared.config)?;
+            self.capture.change(entry, wanted).await
+        } else {
+            self.capture.change(entry.clone(), wanted).await?;
+            entry.update(settings, &self.shared.config)
         }
     }
 
@@ -154,6 +191,13 @@ impl Pods {
             rest.cloned().collect()
         };
         for entry in superfluous {
+            if entry.captured_by_ebpf() {
+                // Else a pod that lives on would be refused for ever.
+                let released = self.capture.release(entry.clone()).await;
+                if let Err(error) = released {
+                    tracing::warn!(uid = entry.info.uid, error = error.text, "capture stays");
+                }
+            }
             self.cut(&entry).await;
         }
     }
@@ -224,6 +268,7 @@ impl Pods {
         }
         for (entry, bound) in ready {
             entry.serve(bound);
+            self.adopt_capture(entry).await?;
         }
         for uid in adopted.keys() {
             tracing::warn!(uid, "the predecessor serves a pod that nobody told us of");

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * cgroup/sendmsg and recvmsg on the pods' cgroup: DNS questions of sockets that aren't connected go
+ * to the DNS listener, and its answers seem to come from the server that was asked.
+ */
+#include "include/address.h"
+
+static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+				  const struct address *to, struct address *target)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
+	__u64 cgroup = bpf_get_current_cgroup_id();
+	struct dialled *socket;
+
+	target->word[3] = 0;
+	if (!pod)
+		return ALLOW;
+	if (bpf_map_lookup_elem(&exempt, &cgroup))
+		return ALLOW;
+	if (is_loopback(to) || is_own(pod->slot, to))
+		return ALLOW;
+	if (!(pod->flags & POD_DNS) || bpf_ntohs((__u16)ctx->user_port) != DNS_PORT) {
+		if (pod->flags & POD_UDP_DENY)
+			return deny(REASON_UDP_DENIED);
+		return pass(REASON_UNPROTECTED);
+	}
+	if ((pod->flags & POD_IPV6_OFF) && !is_mapped(to))
+		return deny(REASON_IPV6_OFF);
+	if (sk->bound_dev_if > 1)
+		return deny(REASON_BOUND_DEVICE);
+	socket = bpf_sk_storage_get(&dialled, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return deny(REASON_NO_STORAGE);
+	if (is_mapped(to)) {
+		set_v4(target, bpf_htonl(0x7f000001));
+	} else {
+		target->word[0] = 0;
+		target->word[1] = 0;
+		target->word[2] = 0;
+		target->word[3] = bpf_htonl(1);
+	}
+	socket->wanted.address = *to;
+	socket->wanted.port = DNS_PORT;
+	socket->wanted.slot = pod->slot;
+	socket->target = *target;
+	/* Only a connected socket has a peer to show. */
+	socket->target_port = 0;
+	socket->recorded = 0;
+	return pass(REASON_DNS);
+}
+
+/* Whether a datagram came from the DNS listener to a socket that asked a server. */
+static __always_inline struct dialled *asked(struct bpf_sock_addr *ctx, const struct address *from)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct dialled *socket = sk ? bpf_sk_storage_get(&dialled, sk, 0, 0) : 0;
+
+	if (!socket || bpf_ntohs((__u16)ctx->user_port) != dns_port)
+		return 0;
+	return same(&socket->target, from) ? socket : 0;
+}
+
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct address to, target;
+	int verdict;
+
+	if (!ctx->sk)
+		return ALLOW;
+	set_v4(&to, LOAD(ctx, user_ip4));
+	verdict = decide(ctx, ctx->sk, &to, &target);
+	if (target.word[3]) {
+		STORE(ctx, user_ip4, target.word[3]);
+		ctx->user_port = bpf_htons(dns_port);
+	}
+	return verdict;
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct address to, target;
+	int verdict;
+
+	if (!ctx->sk)
+		return ALLOW;
+	to.word[0] = LOAD(ctx, user_ip6[0]);
+	to.word[1] = LOAD(ctx, user_ip6[1]);
+	to.word[2] = LOAD(ctx, user_ip6[2]);
+	to.word[3] = LOAD(ctx, user_ip6[3]);
+	verdict = decide(ctx, ctx->sk, &to, &target);
+	if (target.word[3]) {
+		STORE(ctx, user_ip6[0], target.word[0]);
+		STORE(ctx, user_ip6[1], target.word[1]);
+		STORE(ctx, user_ip6[2], target.word[2]);
+		STORE(ctx, user_ip6[3], target.word[3]);
+		ctx->user_port = bpf_htons(dns_port);
+	}
+	return verdict;
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct address from;
+	struct dialled *socket;
+
+	set_v4(&from, LOAD(ctx, user_ip4));
+	socket = asked(ctx, &from);
+	if (socket) {
+		STORE(ctx, user_ip4, socket->wanted.address.word[3]);
+		ctx->user_port = bpf_htons(socket->wanted.port);
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct address from;
+	struct dialled *socket;
+
+	from.word[0] = LOAD(ctx, user_ip6[0]);
+	from.word[1] = LOAD(ctx, user_ip6[1]);
+	from.word[2] = LOAD(ctx, user_ip6[2]);
+	from.word[3] = LOAD(ctx, user_ip6[3]);
+	socket = asked(ctx, &from);
+	if (socket) {
+		STORE(ctx, user_ip6[0], socket->wanted.address.word[0]);
+		STORE(ctx, user_ip6[1], socket->wanted.address.word[1]);
+		STORE(ctx, user_ip6[2], socket->wanted.address.word[2]);
+		STORE(ctx, user_ip6[3], socket->wanted.address.word[3]);
+		ctx->user_port = bpf_htons(socket->wanted.port);
+	}
+	return ALLOW;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

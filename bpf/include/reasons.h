@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Why a hook did what it did, one number an exit. Numbers are never reused: user space shows them
+ * by name (the data plane's build reads this file), and a newer program may count for an older one.
+ */
+#ifndef UNDERPASS_REASONS_H
+#define UNDERPASS_REASONS_H
+
+enum reason {
+	REASON_CAPTURED = 1, /* pass: led to the outbound listener */
+	REASON_DNS = 2, /* pass: led to the DNS listener */
+	REASON_LOOPBACK = 3, /* pass: to this very pod by a loopback address */
+	REASON_SELF = 4, /* pass: to an address of the pod itself */
+	REASON_DATA_PLANE = 5, /* pass: a socket of the data plane */
+	REASON_INBOUND = 6, /* pass: led to the inbound listener */
+	REASON_RELAY = 7, /* pass: the data plane's connection to the application */
+	REASON_HBONE = 8, /* pass: to the HBONE listener */
+	REASON_PROBE = 9, /* pass: the kubelet's connection to a declared port */
+	REASON_UNPROTECTED = 10, /* pass: not TCP, nothing the mesh carries */
+	REASON_BYPASS_INBOUND = 11, /* pass: inbound capture is off for the pod */
+	REASON_NO_STORAGE = 32, /* deny: no memory for the socket's record */
+	REASON_BOUND_DEVICE = 33, /* deny: a socket bound to a device would leave by it */
+	REASON_NO_LISTENER = 34, /* drop: nobody listens for the pod (data plane dead) */
+	REASON_ASSIGN = 35, /* drop: the kernel refused the listener for the packet */
+	REASON_UDP_DENIED = 36, /* deny: datagrams are refused by the namespace's setting */
+	REASON_BUDGET = 37, /* deny: the pod has as many connections on record as it may */
+	REASON_FAMILY = 38, /* deny: an address family the mesh can't carry */
+	REASON_IPV6_OFF = 39, /* deny: IPv6 is off in the data plane */
+	REASON_NOT_RECORDED = 40, /* the destination couldn't be recorded: the proxy refuses */
+	REASON_STALE = 41, /* the socket went elsewhere than its record says: not recorded */
+	REASON_UNKNOWN_DESTINATION = 42, /* the proxy asked for a destination that isn't on record */
+	REASON_NO_POD = 43, /* deny: enrolled, but its description is missing */
+	REASONS = 64,
+};
+
+#endif

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * sk_lookup, an instance in each pod's network namespace: connections from elsewhere arrive at the
+ * inbound listener. The namespace's cookie can't be had here, so the instance knows its slot.
+ */
+#include "include/address.h"
+
+const volatile __u32 slot = 0;
+/* POD_* of this pod. */
+const volatile __u32 flags = 0;
+
+static __always_inline int drop(__u32 reason)
+{
+	count(reason);
+	return SK_DROP;
+}
+
+static __always_inline int let(__u32 reason)
+{
+	count(reason);
+	return SK_PASS;
+}
+
+static __always_inline int to_listener(struct bpf_sk_lookup *ctx)
+{
+	__u32 at = slot;
+	struct bpf_sock *listener = bpf_map_lookup_elem(&listeners, &at);
+	long failed;
+
+	if (!listener)
+		return drop(REASON_NO_LISTENER);
+	failed = bpf_sk_assign(ctx, listener, BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(listener);
+	return failed ? drop(REASON_ASSIGN) : let(REASON_INBOUND);
+}
+
+SEC("sk_lookup")
+int lookup(struct bpf_sk_lookup *ctx)
+{
+	struct tuple key = { .slot = slot };
+
+	if (ctx->family == AF_INET) {
+		set_v4(&key.local, LOAD(ctx, local_ip4));
+		set_v4(&key.remote, LOAD(ctx, remote_ip4));
+	} else if (ctx->family == AF_INET6) {
+		key.local.word[0] = LOAD(ctx, local_ip6[0]);
+		key.local.word[1] = LOAD(ctx, local_ip6[1]);
+		key.local.word[2] = LOAD(ctx, local_ip6[2]);
+		key.local.word[3] = LOAD(ctx, local_ip6[3]);
+		key.remote.word[0] = LOAD(ctx, remote_ip6[0]);
+		key.remote.word[1] = LOAD(ctx, remote_ip6[1]);
+		key.remote.word[2] = LOAD(ctx, remote_ip6[2]);
+		key.remote.word[3] = LOAD(ctx, remote_ip6[3]);
+	} else {
+		return drop(REASON_FAMILY);
+	}
+	key.local_port = (__u16)ctx->local_port;
+	key.remote_port = bpf_ntohs(ctx->remote_port);
+
+	/* What only the pod itself can send: the kernel takes neither source from outside. */
+	if (is_loopback(&key.local))
+		return let(REASON_LOOPBACK);
+	if (ctx->protocol != IPPROTO_TCP) {
+		if (!(flags & POD_UDP_DENY) || is_own(slot, &key.remote))
+			return let(REASON_UNPROTECTED);
+		return drop(REASON_UDP_DENIED);
+	}
+	if (bpf_map_lookup_elem(&relays, &key))
+		return let(REASON_RELAY);
+	if (is_own(slot, &key.remote))
+		return let(REASON_SELF);
+	if (key.local_port == hbone_port)
+		return let(REASON_HBONE);
+	if (flags & POD_BYPASS_INBOUND)
+		return let(REASON_BYPASS_INBOUND);
+	if ((flags & POD_IPV6_OFF) && !is_mapped(&key.local))
+		return drop(REASON_IPV6_OFF);
+	return to_listener(ctx);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

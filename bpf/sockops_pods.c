@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * sock_ops on the pods' cgroup: before the SYN of a captured connection leaves, its destination goes
+ * on record under the tuple by which the listener will see it.
+ */
+#include "include/tuple.h"
+
+static __always_inline void record(struct bpf_sock_ops *ops, struct dialled *socket)
+{
+	__u32 slot = socket->wanted.slot;
+	__u32 *used = bpf_map_lookup_elem(&records, &slot);
+
+	dialling(ops, slot, &socket->key);
+	if (!same(&socket->key.local, &socket->target) ||
+	    socket->key.local_port != socket->target_port) {
+		count(REASON_STALE);
+		return;
+	}
+	if (!used) {
+		count(REASON_NOT_RECORDED);
+		return;
+	}
+	/* An entry under this tuple is of a connection that was never accepted: its port is free
+	 * again, or this SYN couldn't use it. */
+	forget(&socket->key);
+	__sync_fetch_and_add(used, 1);
+	if (bpf_map_update_elem(&originals, &socket->key, &socket->wanted, BPF_NOEXIST)) {
+		__sync_fetch_and_add(used, -1);
+		count(REASON_NOT_RECORDED);
+		return;
+	}
+	socket->recorded = 1;
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+SEC("sockops")
+int sockops_pods(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk;
+	struct dialled *socket;
+
+	if (ops->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ops->op != BPF_SOCK_OPS_STATE_CB)
+		return 1;
+	sk = ops->sk;
+	if (!sk)
+		return 1;
+	socket = bpf_sk_storage_get(&dialled, sk, 0, 0);
+	if (!socket)
+		return 1;
+	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		if (socket->target_port == outbound_port)
+			record(ops, socket);
+	} else if (ops->args[1] == BPF_TCP_CLOSE && socket->recorded) {
+		/* Given up before anybody accepted; else there is nothing left to forget. */
+		socket->recorded = 0;
+		forget(&socket->key);
+	}
+	return 1;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

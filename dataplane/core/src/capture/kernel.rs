@@ -1,0 +1,257 @@
+//! The node's programs and maps in the kernel: loaded, pinned, attached, adopted and removed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
+
+use super::layout::{OwnAddressBytes, PodBytes};
+use super::objects::{self, HOOKS, Hook, Place};
+use super::reasons::{REASONS, Reason};
+use super::sys::{self, AttachType, Link};
+use super::{CaptureConfig, CaptureError};
+
+const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
+
+/// Owns the pins of this node. Dropping it changes nothing in the kernel.
+pub struct Kernel {
+    pub(super) config: CaptureConfig,
+    pub(super) pods: HashMap<MapData, u64, PodBytes>,
+    pub(super) own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
+    pub(super) listeners: SockMap<MapData>,
+    exempt: HashMap<MapData, u64, u32>,
+    reasons: PerCpuArray<MapData, u64>,
+    /// Programs of the pods' hooks, by their place in HOOKS.
+    programs: Vec<u32>,
+}
+
+impl Kernel {
+    /// Whether an earlier data plane left capture in place.
+    pub fn left_behind(config: &CaptureConfig) -> bool {
+        config.folder.join("links").exists()
+    }
+
+    /// Loads everything, exempts this process, then attaches, or puts the new programs behind links
+    /// that are there. Where it fails for a node that nothing was left on, nothing stays.
+    pub fn open(config: CaptureConfig) -> Result<Self, CaptureError> {
+        let fresh = !Self::left_behind(&config);
+        let opened = Self::attach_all(&config);
+        if opened.is_err() && fresh {
+            let _ = remove_folder(&config.folder);
+        }
+        opened
+    }
+
+    fn attach_all(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        on_bpffs(&config.folder)?;
+        for folder in ["maps", "links", "pods"] {
+            make_folder(&config.folder.join(folder))?;
+        }
+        let maps = config.folder.join("maps");
+        let mut opened = objects::open_maps(&maps)?;
+        let mut kernel = Self {
+            pods: hash(&mut opened, "pods")?,
+            own_addresses: hash(&mut opened, "own_addresses")?,
+            exempt: hash(&mut opened, "exempt")?,
+            listeners: take(&mut opened, "listeners")?
+                .try_into()
+                .map_err(|error: aya::maps::MapError| map("listeners", &error))?,
+            reasons: take(&mut opened, "reasons")?
+                .try_into()
+                .map_err(|error: aya::maps::MapError| map("reasons", &error))?,
+            config: config.clone(),
+            programs: Vec::new(),
+        };
+        kernel.sweep_exempt()?;
+        kernel.exempt_self()?;
+        let pods = open(&config.pods_cgroup)?;
+        let dataplanes = open(&config.dataplanes_cgroup)?;
+        for hook in &HOOKS {
+            let (cgroup, path) = match hook.place {
+                Place::Pods => (&pods, &config.pods_cgroup),
+                Place::DataPlanes => (&dataplanes, &config.dataplanes_cgroup),
+            };
+            let id = kernel.attach(hook, cgroup, path)?;
+            kernel.programs.push(id);
+        }
+        kernel.sweep_pods()?;
+        Ok(kernel)
+    }
+
+    /// The id of the program that runs from here on.
+    fn attach(&self, hook: &Hook, cgroup: &File, path: &Path) -> Result<u32, CaptureError> {
+        let loaded = hook.load(&self.maps(), &self.config.ports)?;
+        let pin = self.config.folder.join("links").join(hook.program);
+        let target = cgroup_id(cgroup, path)?;
+        place(loaded.fd()?, cgroup, target, hook.at, &pin).map_err(|source| CaptureError::Attach {
+            program: hook.program,
+            to: path.display().to_string(),
+            source,
+        })
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.config.folder.join("maps")
+    }
+
+    /// What is wrong with the hooks for the sockets of `cgroup`, in words.
+    pub fn verify_hooks(&self, cgroup: Option<&Path>) -> Vec<String> {
+        let path = cgroup.unwrap_or(&self.config.pods_cgroup);
+        let cgroup = match open(path) {
+            Ok(cgroup) => cgroup,
+            Err(error) => return vec![error.to_string()],
+        };
+        let hooks = HOOKS.iter().zip(&self.programs);
+        let of_pods = hooks.filter(|(hook, _)| hook.place == Place::Pods);
+        let missing =
+            of_pods.filter_map(|(hook, id)| match sys::effective(cgroup.as_fd(), hook.at) {
+                Ok(effective) if effective.contains(id) => None,
+                Ok(_) => Some(format!(
+                    "{} doesn't run for {}",
+                    hook.program,
+                    path.display()
+                )),
+                Err(error) => Some(format!("{}: {error}", hook.program)),
+            });
+        missing.collect()
+    }
+
+    /// Puts back what somebody took away.
+    pub fn repair_hooks(&mut self) -> Result<(), CaptureError> {
+        let again = Self::attach_all(&self.config)?;
+        *self = again;
+        Ok(())
+    }
+
+    pub fn reasons(&self) -> Result<Vec<Reason>, CaptureError> {
+        let counted = |(number, name, text): &(u32, &'static str, &'static str)| {
+            let values = self.reasons.get(number, 0);
+            let values = values.map_err(|error| map("reasons", &error))?;
+            Ok(Reason {
+                number: *number,
+                name,
+                text,
+                count: values.iter().sum(),
+            })
+        };
+        REASONS.iter().map(counted).collect()
+    }
+
+    /// Nothing of this node stays in the kernel.
+    pub fn remove_all(self) -> Result<(), CaptureError> {
+        let folder = self.config.folder.clone();
+        drop(self);
+        remove_folder(&folder).map_err(|error| CaptureError::Path(folder, error))
+    }
+
+    fn exempt_self(&mut self) -> Result<(), CaptureError> {
+        let leaf = &self.config.leaf;
+        let id = cgroup_id(&open(leaf)?, leaf)?;
+        let inserted = self.exempt.insert(id, std::process::id(), 0);
+        inserted.map_err(|error| map("exempt", &error))
+    }
+
+    /// Leaves of data planes that are no more. Their ids aren't given again, but the map is small.
+    fn sweep_exempt(&mut self) -> Result<(), CaptureError> {
+        let known: Vec<_> = self.exempt.iter().filter_map(Result::ok).collect();
+        for (cgroup, pid) in known {
+            if !Path::new(&format!("/proc/{pid}")).exists() {
+                let removed = self.exempt.remove(&cgroup);
+                removed.map_err(|error| map("exempt", &error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Behind a live link of the same target, or as a new link in its place.
+pub(super) fn place(
+    program: std::os::fd::BorrowedFd<'_>,
+    target: &impl AsFd,
+    target_id: u64,
+    at: AttachType,
+    pin: &Path,
+) -> io::Result<u32> {
+    if let Ok(link) = Link::pinned(pin) {
+        let same = link.info().is_ok_and(|info| info.target(at) == target_id);
+        if same && link.update(program).is_ok() {
+            return Ok(link.info()?.program);
+        }
+    }
+    // The new one before the old one goes: never none.
+    let link = Link::attach(program, target.as_fd(), at)?;
+    // bpffs takes no name with a dot in it.
+    let mut coming = pin.as_os_str().to_owned();
+    coming.push("-new");
+    let coming = PathBuf::from(coming);
+    let _ = std::fs::remove_file(&coming);
+    link.pin(&coming)?;
+    std::fs::rename(&coming, pin)?;
+    Ok(link.info()?.program)
+}
+
+/// cgroup2's ids are the inodes of its folders.
+fn cgroup_id(cgroup: &File, path: &Path) -> Result<u64, CaptureError> {
+    let meta = cgroup.metadata();
+    Ok(meta
+        .map_err(|error| CaptureError::Path(path.to_owned(), error))?
+        .st_ino())
+}
+
+fn open(path: &Path) -> Result<File, CaptureError> {
+    File::open(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
+}
+
+fn make_folder(path: &Path) -> Result<(), CaptureError> {
+    std::fs::create_dir_all(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
+}
+
+/// The nearest folder that is there has to be on one; /sys/fs/bpf becomes one where it isn't yet.
+fn on_bpffs(folder: &Path) -> Result<(), CaptureError> {
+    let failed = |error: io::Error| CaptureError::Path(folder.to_owned(), error);
+    let is_bpffs =
+        |path: &Path| -> io::Result<bool> { Ok(rustix::fs::statfs(path)?.f_type == BPF_FS_MAGIC) };
+    let existing = folder.ancestors().find(|path| path.exists());
+    let existing = existing.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    if is_bpffs(existing).map_err(failed)? {
+        return Ok(());
+    }
+    if existing == Path::new("/sys/fs/bpf") {
+        return sys::mount_bpffs(existing).map_err(failed);
+    }
+    let text = format!(
+        "{} is not on a BPF file system: mount one",
+        existing.display()
+    );
+    Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)))
+}
+
+/// What is pinned detaches, unless somebody holds a descriptor of it.
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn take(from: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, CaptureError> {
+    let missing = || CaptureError::Map(name, "isn't there".into());
+    from.take_map(name).ok_or_else(missing)
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    from: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, CaptureError> {
+    let opened = HashMap::try_from(take(from, name)?);
+    opened.map_err(|error| map(name, &error))
+}
+
+pub(super) fn map(name: &'static str, error: &aya::maps::MapError) -> CaptureError {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    CaptureError::Map(name, format!("{error}{}", cause.unwrap_or_default()))
+}

@@ -1,0 +1,54 @@
+//! Keys and values of the maps, as bpf/include/underpass.h lays them out: addresses are 16 bytes in
+//! network order, IPv4 mapped; everything else is in the machine's order.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+pub(super) type AddressBytes = [u8; 16];
+pub(super) type PodBytes = [u8; 48];
+pub(super) type OwnAddressBytes = [u8; 20];
+
+pub(super) const FLAG_DNS: u32 = 0x1;
+pub(super) const FLAG_BYPASS_INBOUND: u32 = 0x2;
+pub(super) const FLAG_UDP_DENY: u32 = 0x4;
+pub(super) const FLAG_IPV6_OFF: u32 = 0x8;
+
+/// `struct pod`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PodValue {
+    pub slot: u32,
+    pub flags: u32,
+    pub budget: u32,
+    pub own4: Option<IpAddr>,
+    pub own6: Option<IpAddr>,
+}
+
+impl PodValue {
+    pub fn encode(&self) -> PodBytes {
+        let mut bytes = [0; 48];
+        bytes[..4].copy_from_slice(&self.slot.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.budget.to_ne_bytes());
+        bytes[16..32].copy_from_slice(&self.own4.map_or([0; 16], address));
+        bytes[32..].copy_from_slice(&self.own6.map_or([0; 16], address));
+        bytes
+    }
+}
+
+/// The slot alone, which a newer layout keeps in its place.
+pub(super) fn slot_of(pod: &PodBytes) -> u32 {
+    u32::from_ne_bytes([pod[0], pod[1], pod[2], pod[3]])
+}
+
+pub(super) fn own_address(slot: u32, ip: IpAddr) -> OwnAddressBytes {
+    let mut bytes = [0; 20];
+    bytes[..4].copy_from_slice(&slot.to_ne_bytes());
+    bytes[4..].copy_from_slice(&address(ip));
+    bytes
+}
+
+pub(super) fn address(ip: IpAddr) -> AddressBytes {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => Ipv6Addr::octets(&ip),
+    }
+}

@@ -1,0 +1,179 @@
+//! The compiled programs of `bpf/`, and how they are loaded: maps by their pins, constants before
+//! the verifier sees them.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps};
+use aya::{Ebpf, EbpfLoader};
+
+use super::CaptureError;
+use super::sys::AttachType;
+use crate::config::Ports;
+
+macro_rules! object {
+    ($name:literal) => {
+        aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name, ".o"))
+    };
+}
+
+/// Where a program's sockets belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Pods,
+    DataPlanes,
+}
+
+pub(super) struct Hook {
+    pub program: &'static str,
+    pub at: AttachType,
+    pub place: Place,
+    object: &'static [u8],
+}
+
+const fn hook(program: &'static str, at: AttachType, place: Place, object: &'static [u8]) -> Hook {
+    Hook {
+        program,
+        at,
+        place,
+        object,
+    }
+}
+
+static CONNECT: &[u8] = object!("connect");
+static NAMES: &[u8] = object!("names");
+static DATAGRAM: &[u8] = object!("datagram");
+static SOCKOPS_PODS: &[u8] = object!("sockops_pods");
+static SOCKOPS_DATAPLANE: &[u8] = object!("sockops_dataplane");
+static GETSOCKOPT: &[u8] = object!("getsockopt");
+static LOOKUP: &[u8] = object!("lookup");
+
+/// In the order in which they are attached: what answers first, what redirects last.
+pub(super) static HOOKS: [Hook; 13] = [
+    hook(
+        "getsockopt",
+        AttachType::Getsockopt,
+        Place::DataPlanes,
+        GETSOCKOPT,
+    ),
+    hook(
+        "sockops_dataplane",
+        AttachType::SockOps,
+        Place::DataPlanes,
+        SOCKOPS_DATAPLANE,
+    ),
+    hook(
+        "sockops_pods",
+        AttachType::SockOps,
+        Place::Pods,
+        SOCKOPS_PODS,
+    ),
+    hook("getpeername4", AttachType::Getpeername4, Place::Pods, NAMES),
+    hook("getpeername6", AttachType::Getpeername6, Place::Pods, NAMES),
+    hook("getsockname4", AttachType::Getsockname4, Place::Pods, NAMES),
+    hook("getsockname6", AttachType::Getsockname6, Place::Pods, NAMES),
+    hook("recvmsg4", AttachType::Recvmsg4, Place::Pods, DATAGRAM),
+    hook("recvmsg6", AttachType::Recvmsg6, Place::Pods, DATAGRAM),
+    hook("sendmsg4", AttachType::Sendmsg4, Place::Pods, DATAGRAM),
+    hook("sendmsg6", AttachType::Sendmsg6, Place::Pods, DATAGRAM),
+    hook("connect4", AttachType::Connect4, Place::Pods, CONNECT),
+    hook("connect6", AttachType::Connect6, Place::Pods, CONNECT),
+];
+
+/// A program in the kernel; its object keeps it and its maps open.
+pub(super) struct Loaded {
+    ebpf: Ebpf,
+    program: &'static str,
+}
+
+impl Hook {
+    /// Makes the maps that aren't pinned in `maps` yet. Raises what the verifier says.
+    pub fn load(&self, maps: &Path, ports: &Ports) -> Result<Loaded, CaptureError> {
+        load(self.object, self.program, loader(maps, ports))
+    }
+}
+
+/// The instance of `lookup` for one pod.
+pub(super) fn load_lookup(
+    maps: &Path,
+    ports: &Ports,
+    slot: u32,
+    flags: u32,
+) -> Result<Loaded, CaptureError> {
+    let mut loader = loader(maps, ports);
+    loader.override_global("slot", &slot, true);
+    loader.override_global("flags", &flags, true);
+    load(LOOKUP, "lookup", loader)
+}
+
+/// An object that only opens the maps.
+pub(super) fn open_maps(maps: &Path) -> Result<Ebpf, CaptureError> {
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(maps);
+    loader
+        .load(LOOKUP)
+        .map_err(|error| CaptureError::Program("maps", text(&error)))
+}
+
+impl Loaded {
+    pub fn fd(&self) -> Result<BorrowedFd<'_>, CaptureError> {
+        use std::os::fd::AsFd;
+        let program = self.ebpf.program(self.program);
+        let fd = program.map(Program::fd).transpose();
+        let failed =
+            |error: &dyn std::error::Error| CaptureError::Program(self.program, text(error));
+        match fd {
+            Ok(Some(fd)) => Ok(fd.as_fd()),
+            Ok(None) => Err(CaptureError::Program(self.program, "isn't there".into())),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+}
+
+fn loader<'a>(maps: &Path, ports: &'a Ports) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(maps);
+    loader.override_global("outbound_port", &ports.outbound, false);
+    loader.override_global("hbone_port", &ports.inbound_hbone, false);
+    loader.override_global("dns_port", &ports.dns, false);
+    loader
+}
+
+fn load(
+    object: &[u8],
+    program: &'static str,
+    mut loader: EbpfLoader<'_>,
+) -> Result<Loaded, CaptureError> {
+    let failed = |error: &dyn std::error::Error| CaptureError::Program(program, text(error));
+    let mut ebpf = loader.load(object).map_err(|error| failed(&error))?;
+    let found = ebpf.program_mut(program);
+    let found = found.ok_or_else(|| CaptureError::Program(program, "isn't there".into()))?;
+    match found {
+        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSockopt(program) => CgroupSockopt::load(program),
+        Program::SockOps(program) => SockOps::load(program),
+        Program::SkLookup(program) => SkLookup::load(program),
+        _ => {
+            return Err(CaptureError::Program(
+                program,
+                "is of an unknown type".into(),
+            ));
+        }
+    }
+    .map_err(|error| failed(&error))?;
+    Ok(Loaded { ebpf, program })
+}
+
+/// With its causes: the verifier's words are the last of them.
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,287 @@
+//! One pod in the maps: enrolled by the cookie of its network namespace, with an instance of the
+//! lookup program in it.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use super::CaptureError;
+use super::kernel::{Kernel, map, place};
+use super::layout::{self, PodValue};
+use super::objects;
+use super::sys::{self, AttachType, Link};
+use crate::inpod::Netns;
+
+const MAX_PODS: u32 = 4096;
+
+/// What the kernel side has to know of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Enrolment {
+    /// From the pod's source; those of its interfaces are added.
+    pub addresses: Vec<IpAddr>,
+    pub dns: bool,
+    pub bypass_inbound: bool,
+    pub udp_deny: bool,
+}
+
+/// What others see as the pod's address, by family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnAddresses {
+    pub v4: Option<IpAddr>,
+    pub v6: Option<IpAddr>,
+}
+
+struct Described {
+    cookie: u64,
+    own: OwnAddresses,
+    all: HashSet<IpAddr>,
+}
+
+impl Kernel {
+    /// Captures the pod, whatever is there; safe to repeat. Inbound first, then outbound. Where it
+    /// fails for a pod that wasn't captured, nothing stays.
+    pub fn enrol(
+        &mut self,
+        netns: &Netns,
+        pod: &Enrolment,
+        listener: BorrowedFd<'_>,
+    ) -> Result<OwnAddresses, CaptureError> {
+        let described = describe(netns, pod)?;
+        let held = self.slot(described.cookie);
+        let slot = match held {
+            Some(slot) => slot,
+            None => self.free_slot()?,
+        };
+        let done = self.write(netns, pod, &described, slot, listener);
+        if done.is_err() && held.is_none() {
+            self.withdraw(described.cookie, slot);
+        }
+        done.map(|()| described.own)
+    }
+
+    fn write(
+        &mut self,
+        netns: &Netns,
+        pod: &Enrolment,
+        described: &Described,
+        slot: u32,
+        listener: BorrowedFd<'_>,
+    ) -> Result<(), CaptureError> {
+        let flags = self.flags(pod);
+        self.write_addresses(slot, &described.all)?;
+        self.listen(slot, listener)?;
+        let ports = self.config.ports;
+        let lookup = objects::load_lookup(&self.maps(), &ports, slot, flags)?;
+        let (fd, inode) = (netns.as_fd(), netns.id().0);
+        let pin = self.pin(slot);
+        place(lookup.fd()?, &fd, inode, AttachType::SkLookup, &pin).map_err(|source| {
+            CaptureError::Attach {
+                program: "lookup",
+                to: "the pod's network namespace".into(),
+                source,
+            }
+        })?;
+        let value = PodValue {
+            slot,
+            flags,
+            budget: self.config.pod_budget,
+            own4: described.own.v4,
+            own6: described.own.v6,
+        };
+        let inserted = self.pods.insert(described.cookie, value.encode(), 0);
+        inserted.map_err(|error| map("pods", &error))
+    }
+
+    /// A pod that is captured already gets the listener of this data plane, before anything else is
+    /// known of it.
+    pub fn adopt(
+        &mut self,
+        netns: &Netns,
+        pod: &Enrolment,
+        listener: BorrowedFd<'_>,
+    ) -> Result<Option<OwnAddresses>, CaptureError> {
+        let described = describe(netns, pod)?;
+        let Some(slot) = self.slot(described.cookie) else {
+            return Ok(None);
+        };
+        self.listen(slot, listener)?;
+        Ok(Some(described.own))
+    }
+
+    /// Whether the pod's new connections are captured.
+    pub fn captures(&self, netns: &Netns) -> Result<bool, CaptureError> {
+        Ok(self.slot(cookie(netns)?).is_some())
+    }
+
+    /// Problems in words; none when everything is as `enrol` would leave it.
+    pub fn verify(
+        &self,
+        netns: &Netns,
+        pod: &Enrolment,
+        listening: bool,
+    ) -> Result<Vec<String>, CaptureError> {
+        let described = describe(netns, pod)?;
+        let Some(slot) = self.slot(described.cookie) else {
+            return Ok(vec!["the pod is not enrolled".into()]);
+        };
+        let mut problems = self.verify_hooks(None);
+        let wanted = PodValue {
+            slot,
+            flags: self.flags(pod),
+            budget: self.config.pod_budget,
+            own4: described.own.v4,
+            own6: described.own.v6,
+        };
+        let found = self.pods.get(&described.cookie, 0);
+        if found.map_err(|error| map("pods", &error))? != wanted.encode() {
+            problems.push("its settings or addresses aren't those in the map".into());
+        }
+        if self.written_addresses(slot)
+            != described.all.iter().copied().map(layout::address).collect()
+        {
+            problems.push("its own addresses aren't those in the map".into());
+        }
+        match Link::pinned(&self.pin(slot)).and_then(|link| link.info()) {
+            Ok(info) if info.target(AttachType::SkLookup) == netns.id().0 => {}
+            Ok(_) => problems.push("inbound capture is attached to another namespace".into()),
+            Err(error) => problems.push(format!("inbound capture isn't attached: {error}")),
+        }
+        if !listening {
+            problems.push("nobody listens for it".into());
+        }
+        Ok(problems)
+    }
+
+    /// New connections aren't captured any more; those that are live go on. Unknown ones are fine.
+    pub fn release(&mut self, netns: &Netns) -> Result<(), CaptureError> {
+        let cookie = cookie(netns)?;
+        if let Some(slot) = self.slot(cookie) {
+            self.withdraw(cookie, slot);
+        }
+        Ok(())
+    }
+
+    /// All but these.
+    pub fn release_others<'a>(
+        &mut self,
+        wanted: impl Iterator<Item = &'a Netns>,
+    ) -> Result<(), CaptureError> {
+        let wanted: HashSet<u64> = wanted.map(cookie).collect::<Result<_, _>>()?;
+        let known: Vec<_> = self.pods.iter().filter_map(Result::ok).collect();
+        for (cookie, value) in known {
+            if !wanted.contains(&cookie) {
+                self.withdraw(cookie, layout::slot_of(&value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Pods whose namespace is gone.
+    pub(super) fn sweep_pods(&mut self) -> Result<(), CaptureError> {
+        let known: Vec<_> = self.pods.iter().filter_map(Result::ok).collect();
+        for (cookie, value) in known {
+            let slot = layout::slot_of(&value);
+            let info = Link::pinned(&self.pin(slot)).and_then(|link| link.info());
+            if info.is_ok_and(|info| info.target(AttachType::SkLookup) == 0) {
+                self.withdraw(cookie, slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, cookie: u64) -> Option<u32> {
+        let found = self.pods.get(&cookie, 0).ok()?;
+        Some(layout::slot_of(&found))
+    }
+
+    fn free_slot(&mut self) -> Result<u32, CaptureError> {
+        self.sweep_pods()?;
+        let known = self.pods.iter().filter_map(Result::ok);
+        let taken: HashSet<u32> = known.map(|(_, value)| layout::slot_of(&value)).collect();
+        let free = (0..MAX_PODS).find(|slot| !taken.contains(slot));
+        free.ok_or(CaptureError::Full(MAX_PODS))
+    }
+
+    /// Outbound first: a pod is never left with connections that are led nowhere.
+    fn withdraw(&mut self, cookie: u64, slot: u32) {
+        let _ = self.pods.remove(&cookie);
+        let _ = std::fs::remove_file(self.pin(slot));
+        let _ = self.listeners.clear_index(&slot);
+        let _ = self.write_addresses(slot, &HashSet::new());
+    }
+
+    fn listen(&mut self, slot: u32, listener: BorrowedFd<'_>) -> Result<(), CaptureError> {
+        use std::os::fd::AsRawFd;
+        let set = self.listeners.set(slot, &listener.as_raw_fd(), 0);
+        set.map_err(|error| map("listeners", &error))
+    }
+
+    fn write_addresses(&mut self, slot: u32, wanted: &HashSet<IpAddr>) -> Result<(), CaptureError> {
+        let failed = |error: aya::maps::MapError| map("own_addresses", &error);
+        let wanted: HashSet<_> = wanted.iter().map(|ip| layout::address(*ip)).collect();
+        for ip in self.written_addresses(slot).difference(&wanted) {
+            self.own_addresses
+                .remove(&layout::own_address(slot, IpAddr::from(*ip)))
+                .map_err(failed)?;
+        }
+        for ip in wanted {
+            self.own_addresses
+                .insert(layout::own_address(slot, IpAddr::from(ip)), 1, 0)
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn written_addresses(&self, slot: u32) -> HashSet<layout::AddressBytes> {
+        let keys = self.own_addresses.keys().filter_map(Result::ok);
+        let of = keys.filter(|key| key[..4] == slot.to_ne_bytes());
+        of.filter_map(|key| key[4..].try_into().ok()).collect()
+    }
+
+    fn flags(&self, pod: &Enrolment) -> u32 {
+        let set = |on: bool, flag: u32| if on { flag } else { 0 };
+        set(pod.dns, layout::FLAG_DNS)
+            | set(pod.bypass_inbound, layout::FLAG_BYPASS_INBOUND)
+            | set(pod.udp_deny, layout::FLAG_UDP_DENY)
+            | set(!self.config.ipv6, layout::FLAG_IPV6_OFF)
+    }
+
+    fn pin(&self, slot: u32) -> PathBuf {
+        self.config.folder.join("pods").join(slot.to_string())
+    }
+}
+
+fn describe(netns: &Netns, pod: &Enrolment) -> Result<Described, CaptureError> {
+    let interfaces = netns
+        .enter(sys::addresses)
+        .and_then(|found| found)
+        .map_err(CaptureError::Namespace)?;
+    let named = pod.addresses.iter().chain(&interfaces).copied();
+    let first = |fits: fn(&IpAddr) -> bool| {
+        let mut candidates = named.clone().filter(fits);
+        candidates.next()
+    };
+    Ok(Described {
+        cookie: cookie(netns)?,
+        own: OwnAddresses {
+            v4: first(IpAddr::is_ipv4),
+            v6: first(is_global_v6),
+        },
+        all: named.clone().collect(),
+    })
+}
+
+fn is_global_v6(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())
+}
+
+fn cookie(netns: &Netns) -> Result<u64, CaptureError> {
+    let found = netns.enter(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        sys::netns_cookie(socket.as_fd())
+    });
+    found
+        .and_then(|cookie| cookie)
+        .map_err(CaptureError::Namespace)
+}
