@@ -22,6 +22,8 @@ class CrlFile:
 
     path: Path
     _seen: Stamp | None = None
+    # Found empty at the last look.
+    _emptied: Stamp | None = None
 
     async def changed(self) -> bytes | None:
         """The content when it isn't the one of the last call, else None. Raises CrlUnreadable."""
@@ -40,5 +42,9 @@ class CrlFile:
             raise CrlUnreadable(f"{self.path}: {exc.strerror or exc}") from exc
         if len(content) > MOST_BYTES:
             raise CrlUnreadable(f"{self.path}: larger than {MOST_BYTES} bytes")
+        if not content and self._seen is not None and stamp != self._emptied:
+            # Nothing revoked is what an empty file says, and what one says that is being written.
+            self._emptied = stamp
+            return None
         self._seen = stamp
         return content

@@ -115,7 +115,7 @@ async def test_older_connections_live_on_and_count_until_none_is_left(
 ) -> None:
     async with late(mesh, shop, "late") as (pod, talks):
         node = pod.sandbox.node
-        assert await left(mesh, pod) == len(talks)
+        await becomes(mesh, pod, len(talks))
         assert not (await row(mesh, pod))["enforced"]
         assert await counted(node, "underpass_precapture_connections") == len(talks)
         said = await ask(mesh.run_dir, node.name, "pods", "-o", "wide")
@@ -162,9 +162,9 @@ async def test_cut_resets_older_connections_of_one_pod_and_of_nobody_else(
         said = await ask(mesh.run_dir, node.name, "cut-precapture", "shop/doomed")
         assert (said.code, said.text) == (0, "4 connections cut.\n")
         assert all([await was_reset(talk) for talk in talks])
-        assert await left(mesh, pod) == 0
+        await becomes(mesh, pod, 0)
         assert await captured.echo("captured")
-        assert await left(mesh, other) == len(others)
+        await becomes(mesh, other, len(others))
         assert all([await talk.echo("spared") for talk in others])
         said = await ask(mesh.run_dir, node.name, "cut-precapture", "--all", "-o", "json")
         assert json.loads(said.text) == {"cut": len(others)}

@@ -9,6 +9,7 @@ import pytest
 
 from agent.dataplane import DataplaneLost, InvalidRequest
 from agent.identity import trust as trust_module
+from agent.identity.crl_file import CrlFile
 from agent.identity.roots import KnownRoots
 from agent.identity.trust import TrustConfig, TrustKeeper
 from proto.gen import control_pb2
@@ -88,6 +89,21 @@ async def test_a_changed_file_is_sent_also_behind_swapped_links(tmp_path: Path) 
         (tmp_path / "two" / "crl.pem").write_text("three")
         await eventually(lambda: judge.last.crl == b"three")
         assert len(judge.told) == 3, "nothing is sent twice"
+
+
+async def test_an_empty_file_lifts_revocations_only_when_it_stays_empty(tmp_path: Path) -> None:
+    path = tmp_path / "crl.pem"
+    path.write_text("one")
+    file = CrlFile(path)
+    assert await file.changed() == b"one"
+    path.write_text("")
+    assert await file.changed() is None
+    path.write_text("two")
+    assert await file.changed() == b"two"
+    path.write_text("")
+    assert await file.changed() is None
+    assert await file.changed() == b""
+    assert await file.changed() is None
 
 
 async def test_a_missing_file_is_told_and_taken_when_it_comes(tmp_path: Path) -> None:
