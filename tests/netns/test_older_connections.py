@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 CONFIG = CaptureConfig()
 
-pytestmark = pytest.mark.modes("nftables")
-
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -40,7 +38,7 @@ def pod(world: World) -> Iterator[Target]:
 
 
 @pytest.fixture
-async def capture() -> AsyncIterator[NftablesCapture]:
+async def rules() -> AsyncIterator[NftablesCapture]:
     made = NftablesCapture(CONFIG)
     yield made
     await made.close()
@@ -83,7 +81,7 @@ def port_of(one: socket.socket) -> int:
     ("family", "mapped"), [*((f, False) for f in FAMILIES), (socket.AF_INET, True)]
 )
 async def test_older_connections_live_on_and_are_the_ones_that_are_found(
-    world: World, pod: Target, capture: NftablesCapture, family: int, mapped: bool
+    world: World, pod: Target, rules: NftablesCapture, family: int, mapped: bool
 ) -> None:
     with ExitStack() as stack:
         ends = [
@@ -92,7 +90,7 @@ async def test_older_connections_live_on_and_are_the_ones_that_are_found(
         ]
         for end in ends:
             stack.enter_context(end)
-        await capture.install(pod)
+        await rules.install(pod)
         # Nobody listens at 15001: what is redirected fails.
         with (
             world.remote.listen(family, 82),
@@ -103,7 +101,7 @@ async def test_older_connections_live_on_and_are_the_ones_that_are_found(
         assert echoes(ends[0], ends[1])
         assert echoes(ends[2], ends[3])
         # Rules that are put there once more change nothing.
-        await capture.install(pod)
+        await rules.install(pod)
         assert echoes(ends[0], ends[1])
         found = {(one.local[1], one.remote[1]) for one in older(world)}
         assert found == {(port_of(ends[0]), 80), (81, port_of(ends[2]))}
@@ -112,9 +110,9 @@ async def test_older_connections_live_on_and_are_the_ones_that_are_found(
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_captured_connections_are_not_found(
-    world: World, pod: Target, capture: NftablesCapture, family: int
+    world: World, pod: Target, rules: NftablesCapture, family: int
 ) -> None:
-    await capture.install(pod)
+    await rules.install(pod)
     proxy = world.pod.listen(family, CONFIG.ports.outbound)
     redirect_pods.mark(proxy)
     with proxy, world.pod.socket(family) as app:
@@ -129,13 +127,13 @@ async def test_captured_connections_are_not_found(
 
 
 async def test_cut_ones_are_reset_at_both_ends_and_others_go_on(
-    world: World, pod: Target, capture: NftablesCapture
+    world: World, pod: Target, rules: NftablesCapture
 ) -> None:
     for family in FAMILIES:
         cut = joined(world.pod, world.remote, family, 80)
         mapped = joined(world.remote, world.pod, socket.AF_INET, 81, mapped=True)
         spared = joined(world.pod, world.remote, family, 82)
-        await capture.install(pod)
+        await rules.install(pod)
         doomed = [one for one in older(world) if 82 not in (one.remote[1], one.local[1])]
         assert inside(world.pod.netns, lambda d=doomed: precapture.cut(d)) == 2  # type: ignore[misc]
         assert inside(world.pod.netns, lambda d=doomed: precapture.cut(d)) == 0  # type: ignore[misc]
@@ -148,15 +146,15 @@ async def test_cut_ones_are_reset_at_both_ends_and_others_go_on(
         assert inside(world.pod.netns, lambda k=known: precapture.alive(k)) == []  # type: ignore[misc]
         for end in spared:
             end.close()
-        await capture.remove(pod)
+        await rules.remove(pod)
 
 
 async def test_an_older_connection_that_is_half_closed_is_still_one(
-    world: World, pod: Target, capture: NftablesCapture
+    world: World, pod: Target, rules: NftablesCapture
 ) -> None:
     app, far = joined(world.pod, world.remote, socket.AF_INET, 80)
     with app, far:
-        await capture.install(pod)
+        await rules.install(pod)
         known = [(one.family, one.id) for one in older(world)]
         far.shutdown(socket.SHUT_WR)
         assert app.recv(1) == b""
@@ -170,17 +168,17 @@ async def test_an_older_connection_that_is_half_closed_is_still_one(
 
 
 async def test_mark_of_the_data_plane_hides_no_older_connection(
-    world: World, pod: Target, capture: NftablesCapture
+    world: World, pod: Target, rules: NftablesCapture
 ) -> None:
     with cgroup_leaf() as leaf:
         config = CaptureConfig(exempt_cgroups=(leaf,))
-        capture.reconfigure(config)
+        rules.reconfigure(config)
         with redirect_pods.inside(leaf):
             own = joined(world.pod, world.remote, socket.AF_INET, 80)
         hiding = joined(world.pod, world.remote, socket.AF_INET, 81)
         for end in (own[0], hiding[0]):
             redirect_pods.mark(end, DATA_PLANE_MARK)
-        await capture.install(pod)
+        await rules.install(pod)
         assert [one.remote[1] for one in older(world, config)] == [81]
         assert echoes(*hiding)
         # Nobody lives in its leaf any more, as after a hand-over of its listeners.
@@ -197,12 +195,12 @@ async def test_mark_of_the_data_plane_hides_no_older_connection(
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_tuple_of_a_cut_connection_is_no_way_in(
-    world: World, pod: Target, capture: NftablesCapture, family: int
+    world: World, pod: Target, rules: NftablesCapture, family: int
 ) -> None:
     """Tracking still remembers the connection when its client comes again from the same port."""
     client, accepted = joined(world.remote, world.pod, family, 81)
     again = port_of(client)
-    await capture.install(pod)
+    await rules.install(pod)
     assert inside(world.pod.netns, lambda: precapture.cut(older_here())) == 1
     client.close()
     accepted.close()

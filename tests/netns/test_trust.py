@@ -116,8 +116,13 @@ async def test_a_revoked_client_is_refused_and_its_live_connection_cut(
         await becomes(mesh, shop.web, shop.db, allowed=False)
         assert await batch.echo("others go on")
     log = mesh.log(node.name)
-    cut = access_lines(log, "connection complete", spiffe(shop.web), "the CRL revokes serial")
-    assert len(cut) == 1, cut
+
+    def cuts() -> int:
+        told = spiffe(shop.web), "the CRL revokes serial"
+        return len(access_lines(log, "connection complete", *told))
+
+    await mesh.until("the cut in the log", lambda: cuts() > 0)
+    assert cuts() == 1
     await mesh.until(
         "the refusal in the log",
         lambda: bool(access_lines(log, "connection failed", "the CRL revokes a certificate")),

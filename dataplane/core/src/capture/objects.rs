@@ -109,6 +109,8 @@ pub(super) fn load_lookup(
 /// An object that only opens the maps.
 pub(super) fn open_maps(maps: &Path) -> Result<Ebpf, CaptureError> {
     let mut loader = EbpfLoader::new();
+    // Nothing here is relocated by the kernel's types, whose parsing costs megabytes each time.
+    loader.btf(None);
     loader.default_map_pin_directory(maps);
     loader
         .load(LOOKUP)
@@ -132,6 +134,8 @@ impl Loaded {
 
 fn loader<'a>(maps: &Path, ports: &'a Ports) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
+    // Nothing here is relocated by the kernel's types, whose parsing costs megabytes each time.
+    loader.btf(None);
     loader.default_map_pin_directory(maps);
     loader.override_global("outbound_port", &ports.outbound, false);
     loader.override_global("hbone_port", &ports.inbound_hbone, false);
