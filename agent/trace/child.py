@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.trace import headers
@@ -114,10 +115,17 @@ class _Tracer:
 
     def _count(self) -> None:
         table = self._bpf["lost"]
-        lost = table[table.Key(0)].value
+        lost = table[table.Key(0)].value + self._misses()
         if lost != self._lost:
             _tell({"lost": lost - self._lost})
             self._lost = lost
+
+    def _misses(self) -> int:
+        """Events for which a program didn't run, because it ran on that core already: an interrupt
+        came between."""
+        texts = (Path(f"/proc/self/fdinfo/{f.fd}").read_text() for f in self._bpf.funcs.values())
+        lines = (line.split() for text in texts for line in text.splitlines())
+        return sum(int(fields[1]) for fields in lines if fields[0] == "recursion_misses:")
 
 
 def _load(program: Program, dns_port: int, *, dialled: bool) -> Any:
