@@ -27,8 +27,12 @@ def descriptors(pid: int) -> int:
 
 
 def resident_kb(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    """0 for a process that is about to be gone: one that was killed has no memory of its own."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Vitals:
         def back() -> bool:
             return all(descriptors(pid) <= fds + DESCRIPTORS for pid, (fds, _) in living.items())
 
-        living = {pid: kept for pid, kept in self.before.items() if Path(f"/proc/{pid}").exists()}
+        living = {pid: kept for pid, kept in self.before.items() if resident_kb(pid)}
         assert living, "none of the processes lives"
         await mesh.until(f"descriptors as before: {living}", back, seconds=30)
         for pid, (_, memory) in living.items():
