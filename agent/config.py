@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import dropin, settings
-from agent.errors import ConfigErrors
+from agent import dropin, settings, values
+from agent.errors import ConfigErrors, Mistake
 from agent.pods import choice
-from agent.settings import SETTINGS, Mistake, Setting
+from agent.settings import SETTINGS, Setting
 from agent.slices import (
     Authority,
     Capture,
@@ -209,8 +209,8 @@ def _assemble(reader: _Reader) -> Config | None:
     dataplane = _dataplane(reader, node.name)
     root = reader["run-dir"] / node.name
     longest = len(str(root / "dataplane-9999.sock"))
-    if longest > settings.SOCKET_PATH_LIMIT:
-        reader.wrong("run-dir", f"too long by {longest - settings.SOCKET_PATH_LIMIT} for a socket")
+    if longest > values.SOCKET_PATH_LIMIT:
+        reader.wrong("run-dir", f"too long by {longest - values.SOCKET_PATH_LIMIT} for a socket")
     ports = _ports(reader)
     if reader["pods"] is None and not reader.given("pods"):
         reader.wrong("pods", f"is needed; {choice.WAYS}")
@@ -327,7 +327,7 @@ def _node(reader: _Reader) -> Node:
         name = socket.gethostname().lower()
         if not reader.given("node"):
             try:
-                settings.node_name(name)
+                values.node_name(name)
             except Mistake:
                 reader.wrong("node", f"this host's name {name!r} can't be used; name the node")
     return Node(

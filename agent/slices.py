@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.literal import Literal
 from agent.namespaces import NamespaceTable
 from agent.pods.choice import OwnWorkload, PodSourceChoice
-from agent.settings import Listen
+from agent.values import Listen
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	socket->wanted.slot = pod->slot;
 	socket->recorded = 0;
 	if (dns) {
-		if (is_mapped(to))
-			set_v4(target, bpf_htonl(0x7f000001));
-		else
-			spread(target, to, port);
+		set_loopback(target, to);
 		*target_port = dns_port;
 	} else {
 		spread(target, to, port);
@@ -125,16 +122,10 @@ int connect6(struct bpf_sock_addr *ctx)
 
 	if (!ctx->sk)
 		return ALLOW;
-	to.word[0] = LOAD(ctx, user_ip6[0]);
-	to.word[1] = LOAD(ctx, user_ip6[1]);
-	to.word[2] = LOAD(ctx, user_ip6[2]);
-	to.word[3] = LOAD(ctx, user_ip6[3]);
+	LOAD_V6(&to, ctx, user_ip6);
 	verdict = decide(ctx, ctx->sk, &to, &target, &target_port);
 	if (target_port) {
-		STORE(ctx, user_ip6[0], target.word[0]);
-		STORE(ctx, user_ip6[1], target.word[1]);
-		STORE(ctx, user_ip6[2], target.word[2]);
-		STORE(ctx, user_ip6[3], target.word[3]);
+		STORE_V6(ctx, user_ip6, &target);
 		ctx->user_port = bpf_htons(target_port);
 	}
 	return verdict;

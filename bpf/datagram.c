@@ -32,14 +32,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	socket = bpf_sk_storage_get(&dialled, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return deny(REASON_NO_STORAGE);
-	if (is_mapped(to)) {
-		set_v4(target, bpf_htonl(0x7f000001));
-	} else {
-		target->word[0] = 0;
-		target->word[1] = 0;
-		target->word[2] = 0;
-		target->word[3] = bpf_htonl(1);
-	}
+	set_loopback(target, to);
 	socket->wanted.address = *to;
 	socket->wanted.port = DNS_PORT;
 	socket->wanted.slot = pod->slot;
@@ -86,16 +79,10 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 
 	if (!ctx->sk)
 		return ALLOW;
-	to.word[0] = LOAD(ctx, user_ip6[0]);
-	to.word[1] = LOAD(ctx, user_ip6[1]);
-	to.word[2] = LOAD(ctx, user_ip6[2]);
-	to.word[3] = LOAD(ctx, user_ip6[3]);
+	LOAD_V6(&to, ctx, user_ip6);
 	verdict = decide(ctx, ctx->sk, &to, &target);
 	if (target.word[3]) {
-		STORE(ctx, user_ip6[0], target.word[0]);
-		STORE(ctx, user_ip6[1], target.word[1]);
-		STORE(ctx, user_ip6[2], target.word[2]);
-		STORE(ctx, user_ip6[3], target.word[3]);
+		STORE_V6(ctx, user_ip6, &target);
 		ctx->user_port = bpf_htons(dns_port);
 	}
 	return verdict;
@@ -122,16 +109,10 @@ int recvmsg6(struct bpf_sock_addr *ctx)
 	struct address from;
 	struct dialled *socket;
 
-	from.word[0] = LOAD(ctx, user_ip6[0]);
-	from.word[1] = LOAD(ctx, user_ip6[1]);
-	from.word[2] = LOAD(ctx, user_ip6[2]);
-	from.word[3] = LOAD(ctx, user_ip6[3]);
+	LOAD_V6(&from, ctx, user_ip6);
 	socket = asked(ctx, &from);
 	if (socket) {
-		STORE(ctx, user_ip6[0], socket->wanted.address.word[0]);
-		STORE(ctx, user_ip6[1], socket->wanted.address.word[1]);
-		STORE(ctx, user_ip6[2], socket->wanted.address.word[2]);
-		STORE(ctx, user_ip6[3], socket->wanted.address.word[3]);
+		STORE_V6(ctx, user_ip6, &socket->wanted.address);
 		ctx->user_port = bpf_htons(socket->wanted.port);
 	}
 	return ALLOW;

@@ -43,14 +43,8 @@ int lookup(struct bpf_sk_lookup *ctx)
 		set_v4(&key.local, LOAD(ctx, local_ip4));
 		set_v4(&key.remote, LOAD(ctx, remote_ip4));
 	} else if (ctx->family == AF_INET6) {
-		key.local.word[0] = LOAD(ctx, local_ip6[0]);
-		key.local.word[1] = LOAD(ctx, local_ip6[1]);
-		key.local.word[2] = LOAD(ctx, local_ip6[2]);
-		key.local.word[3] = LOAD(ctx, local_ip6[3]);
-		key.remote.word[0] = LOAD(ctx, remote_ip6[0]);
-		key.remote.word[1] = LOAD(ctx, remote_ip6[1]);
-		key.remote.word[2] = LOAD(ctx, remote_ip6[2]);
-		key.remote.word[3] = LOAD(ctx, remote_ip6[3]);
+		LOAD_V6(&key.local, ctx, local_ip6);
+		LOAD_V6(&key.remote, ctx, remote_ip6);
 	} else {
 		return drop(REASON_FAMILY);
 	}

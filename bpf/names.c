@@ -42,22 +42,6 @@ static __always_inline const struct address *local(struct bpf_sock_addr *ctx,
 	return own->word[0] | own->word[1] | own->word[2] | own->word[3] ? own : 0;
 }
 
-static __always_inline void see_v6(struct bpf_sock_addr *ctx, struct address *seen)
-{
-	seen->word[0] = LOAD(ctx, user_ip6[0]);
-	seen->word[1] = LOAD(ctx, user_ip6[1]);
-	seen->word[2] = LOAD(ctx, user_ip6[2]);
-	seen->word[3] = LOAD(ctx, user_ip6[3]);
-}
-
-static __always_inline void show_v6(struct bpf_sock_addr *ctx, const struct address *at)
-{
-	STORE(ctx, user_ip6[0], at->word[0]);
-	STORE(ctx, user_ip6[1], at->word[1]);
-	STORE(ctx, user_ip6[2], at->word[2]);
-	STORE(ctx, user_ip6[3], at->word[3]);
-}
-
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
@@ -78,7 +62,7 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	const struct address *at = peer(ctx, &port);
 
 	if (at) {
-		show_v6(ctx, at);
+		STORE_V6(ctx, user_ip6, at);
 		ctx->user_port = bpf_htons(port);
 	}
 	return ALLOW;
@@ -103,10 +87,10 @@ int getsockname6(struct bpf_sock_addr *ctx)
 	struct address seen;
 	const struct address *at;
 
-	see_v6(ctx, &seen);
+	LOAD_V6(&seen, ctx, user_ip6);
 	at = local(ctx, &seen);
 	if (at)
-		show_v6(ctx, at);
+		STORE_V6(ctx, user_ip6, at);
 	return ALLOW;
 }
 

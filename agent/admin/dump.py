@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from agent import yaml_text
 from agent.dataplane import Dataplane
-from agent.settings import Listen
 from agent.slices import Config
+from agent.values import Listen
 
 # Keys in the order of the alphabet, as upstream prints them. Those of the data plane by its names.
 _FROM_DATAPLANE = (

@@ -22,8 +22,8 @@ from agent.admin.patience import Patience
 from agent.errors import PortInUse
 from agent.levels import Levels
 from agent.report import Report
-from agent.settings import Listen
 from agent.slices import Config, RunPaths
+from agent.values import Listen
 
 # A client that doesn't read is let go.
 _SHUTDOWN = 1.0

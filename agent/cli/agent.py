@@ -11,7 +11,8 @@ import click
 
 from agent import config
 from agent.errors import ConfigErrors
-from agent.settings import SETTINGS, Listen, Setting
+from agent.settings import SETTINGS, Setting
+from agent.values import Listen
 
 # EX_USAGE of sysexits.h: no restart will help (design, configuration).
 EXIT_CONFIG = 64

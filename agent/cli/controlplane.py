@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from agent.settings import Mistake, duration
+from agent.errors import Mistake
+from agent.values import duration
 
 STATE = Path("/var/lib/underpass/controlplane")
 

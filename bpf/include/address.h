@@ -15,6 +15,22 @@ static __always_inline void set_v4(struct address *to, __u32 ip)
 	to->word[3] = ip;
 }
 
+/* The four words of an IPv6 address in a context. */
+#define LOAD_V6(to, ctx, field)                       \
+	do {                                          \
+		(to)->word[0] = LOAD(ctx, field[0]); \
+		(to)->word[1] = LOAD(ctx, field[1]); \
+		(to)->word[2] = LOAD(ctx, field[2]); \
+		(to)->word[3] = LOAD(ctx, field[3]); \
+	} while (0)
+#define STORE_V6(ctx, field, from)                       \
+	do {                                             \
+		STORE(ctx, field[0], (from)->word[0]); \
+		STORE(ctx, field[1], (from)->word[1]); \
+		STORE(ctx, field[2], (from)->word[2]); \
+		STORE(ctx, field[3], (from)->word[3]); \
+	} while (0)
+
 static __always_inline int is_mapped(const struct address *at)
 {
 	return !at->word[0] && !at->word[1] && at->word[2] == MAPPED;
@@ -42,6 +58,19 @@ static __always_inline int is_own(__u32 slot, const struct address *at)
 	return bpf_map_lookup_elem(&own_addresses, &key) != 0;
 }
 
+/* 127.0.0.1 or ::1, by the family of `like`. */
+static __always_inline void set_loopback(struct address *to, const struct address *like)
+{
+	if (is_mapped(like)) {
+		set_v4(to, bpf_htonl(0x7f000001));
+		return;
+	}
+	to->word[0] = 0;
+	to->word[1] = 0;
+	to->word[2] = 0;
+	to->word[3] = bpf_htonl(1);
+}
+
 /*
  * The loopback address that a connection to `to` is led to. Spread by destination, since each pair
  * of addresses has no more than the ephemeral range of ports. IPv6 has ::1 alone.
@@ -57,10 +86,7 @@ static __always_inline void spread(struct address *target, const struct address 
 		set_v4(target, bpf_htonl(host));
 		return;
 	}
-	target->word[0] = 0;
-	target->word[1] = 0;
-	target->word[2] = 0;
-	target->word[3] = bpf_htonl(1);
+	set_loopback(target, to);
 }
 
 #endif

@@ -13,14 +13,8 @@ static __always_inline void ends(struct bpf_sock_ops *ops, struct address *here,
 		set_v4(there, LOAD(ops, remote_ip4));
 		return;
 	}
-	here->word[0] = LOAD(ops, local_ip6[0]);
-	here->word[1] = LOAD(ops, local_ip6[1]);
-	here->word[2] = LOAD(ops, local_ip6[2]);
-	here->word[3] = LOAD(ops, local_ip6[3]);
-	there->word[0] = LOAD(ops, remote_ip6[0]);
-	there->word[1] = LOAD(ops, remote_ip6[1]);
-	there->word[2] = LOAD(ops, remote_ip6[2]);
-	there->word[3] = LOAD(ops, remote_ip6[3]);
+	LOAD_V6(here, ops, local_ip6);
+	LOAD_V6(there, ops, remote_ip6);
 }
 
 /* The network order of `remote_port` stands in the upper half of the word. */

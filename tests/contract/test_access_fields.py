@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from agent.settings import ACCESS_FIELDS
+from agent.values import ACCESS_FIELDS
 
 ROOT = Path(__file__).parents[2]
 

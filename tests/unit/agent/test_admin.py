@@ -25,7 +25,6 @@ from agent.pods.choice import PodSourceChoice
 from agent.pods.file import FileSource
 from agent.pods.reconciler import Reconciler
 from agent.report import Report
-from agent.settings import Listen
 from agent.slices import RunPaths
 from agent.status import (
     CaptureView,
@@ -37,6 +36,7 @@ from agent.status import (
     plain,
 )
 from agent.supervisor import Supervisor
+from agent.values import Listen
 from agent.xds.local import LocalFile
 from proto.gen import control_pb2
 from redirect.base import CaptureConfig

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import config, parts, settings
-from agent.errors import ConfigErrors
+from agent import config, parts, values
+from agent.errors import ConfigErrors, Mistake
 from agent.namespaces import NamespaceRules
 from agent.pods.choice import OwnWorkload, PodSourceChoice
-from agent.settings import SETTINGS, Listen
+from agent.settings import SETTINGS
+from agent.values import Listen
 from proto.gen import control_pb2
 
 ENOUGH = {
@@ -277,13 +278,13 @@ def test_redirection_is_left_to_whoever_names_the_pods() -> None:
     ],
 )
 def test_listen_addresses(raw: object, wanted: Listen | None) -> None:
-    assert settings.listen(raw) == wanted
+    assert values.listen(raw) == wanted
 
 
 @pytest.mark.parametrize("raw", ["::1:80", "80", "[::1]", "host:", "host:x"])
 def test_listen_addresses_refused(raw: str) -> None:
-    with pytest.raises(settings.Mistake):
-        settings.listen(raw)
+    with pytest.raises(Mistake):
+        values.listen(raw)
 
 
 def test_headers_are_the_same_from_all_three_places(tmp_path: Path) -> None:

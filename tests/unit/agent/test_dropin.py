@@ -14,8 +14,9 @@ from agent.dropin import values
 from agent.dropin.rows import ROWS
 from agent.errors import ConfigErrors, Mistake
 from agent.pods.choice import ZDS_SOCKET
-from agent.settings import SETTINGS, Listen
+from agent.settings import SETTINGS
 from agent.slices import Authority, ControlPlane
+from agent.values import Listen
 from agent.xds.endpoint import Endpoint
 from agent.xds.local import LocalFile
 from agent.xds.types import ADDRESS

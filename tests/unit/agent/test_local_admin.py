@@ -13,7 +13,7 @@ from agent import slices
 from agent.admin.dump import config_view
 from agent.errors import Mistake
 from agent.pods.choice import OwnWorkload, PodSourceChoice
-from agent.settings import Listen, loopback
+from agent.values import Listen, loopback
 from proto.gen import control_pb2
 from tests.support.fake_dataplane import FakeConnection, FakeDataplane
 from tests.unit.agent.test_admin import Node
