@@ -10,7 +10,8 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
 
 use super::layout::{OwnAddressBytes, PodBytes};
-use super::objects::{self, HOOKS, Hook, Place};
+use super::objects::{HOOKS, Hook, Objects, Place};
+use super::places::Places;
 use super::reasons::{REASONS, Reason};
 use super::sys::{self, AttachType, Link};
 use super::{CaptureConfig, CaptureError};
@@ -25,6 +26,8 @@ pub struct Kernel {
     pub(super) listeners: SockMap<MapData>,
     exempt: HashMap<MapData, u64, u32>,
     reasons: PerCpuArray<MapData, u64>,
+    pub(super) objects: Objects,
+    pub(super) places: Places,
     /// Programs of the pods' hooks, by their place in HOOKS.
     programs: Vec<u32>,
 }
@@ -51,8 +54,8 @@ impl Kernel {
         for folder in ["maps", "links", "pods"] {
             make_folder(&config.folder.join(folder))?;
         }
-        let maps = config.folder.join("maps");
-        let mut opened = objects::open_maps(&maps)?;
+        let mut objects = Objects::new(&config.folder.join("maps"), &config.ports);
+        let mut opened = objects.open_maps()?;
         let mut kernel = Self {
             pods: hash(&mut opened, "pods")?,
             own_addresses: hash(&mut opened, "own_addresses")?,
@@ -64,6 +67,8 @@ impl Kernel {
                 .try_into()
                 .map_err(|error: aya::maps::MapError| map("reasons", &error))?,
             config: config.clone(),
+            objects,
+            places: Places::default(),
             programs: Vec::new(),
         };
         kernel.sweep_exempt()?;
@@ -78,13 +83,13 @@ impl Kernel {
             let id = kernel.attach(hook, cgroup, path)?;
             kernel.programs.push(id);
         }
-        kernel.sweep_pods()?;
+        kernel.sweep_places();
         Ok(kernel)
     }
 
     /// The id of the program that runs from here on.
-    fn attach(&self, hook: &Hook, cgroup: &File, path: &Path) -> Result<u32, CaptureError> {
-        let loaded = hook.load(&self.maps(), &self.config.ports)?;
+    fn attach(&mut self, hook: &Hook, cgroup: &File, path: &Path) -> Result<u32, CaptureError> {
+        let loaded = self.objects.hook(hook)?;
         let pin = self.config.folder.join("links").join(hook.program);
         let target = cgroup_id(cgroup, path)?;
         place(loaded.fd()?, cgroup, target, hook.at, &pin).map_err(|source| CaptureError::Attach {
@@ -92,10 +97,6 @@ impl Kernel {
             to: path.display().to_string(),
             source,
         })
-    }
-
-    pub(super) fn maps(&self) -> PathBuf {
-        self.config.folder.join("maps")
     }
 
     /// What is wrong with the hooks for the sockets of `cgroup`, in words.

@@ -7,6 +7,9 @@ pub(super) type AddressBytes = [u8; 16];
 pub(super) type PodBytes = [u8; 48];
 pub(super) type OwnAddressBytes = [u8; 20];
 
+/// Places for pods.
+pub(super) const MAX_PODS: u32 = 4096;
+
 pub(super) const FLAG_DNS: u32 = 0x1;
 pub(super) const FLAG_BYPASS_INBOUND: u32 = 0x2;
 pub(super) const FLAG_UDP_DENY: u32 = 0x4;
@@ -44,6 +47,11 @@ pub(super) fn own_address(slot: u32, ip: IpAddr) -> OwnAddressBytes {
     bytes[..4].copy_from_slice(&slot.to_ne_bytes());
     bytes[4..].copy_from_slice(&address(ip));
     bytes
+}
+
+pub(super) fn own_address_of(key: &OwnAddressBytes) -> Option<(u32, AddressBytes)> {
+    let slot = key[..4].try_into().ok()?;
+    Some((u32::from_ne_bytes(slot), key[4..].try_into().ok()?))
 }
 
 pub(super) fn address(ip: IpAddr) -> AddressBytes {

@@ -6,6 +6,7 @@
 mod kernel;
 mod layout;
 mod objects;
+mod places;
 mod pods;
 mod reasons;
 mod sys;

@@ -8,6 +8,7 @@ use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::CaptureError;
+use super::layout::MAX_PODS;
 use super::sys::AttachType;
 use crate::config::Ports;
 
@@ -86,35 +87,57 @@ pub(super) struct Loaded {
     program: &'static str,
 }
 
-impl Hook {
-    /// Makes the maps that aren't pinned in `maps` yet. Raises what the verifier says.
-    pub fn load(&self, maps: &Path, ports: &Ports) -> Result<Loaded, CaptureError> {
-        load(self.object, self.program, loader(maps, ports))
+/// Loads programs. Kept, since making a loader of the library parses all types of the kernel (seen:
+/// tenths of a second in a debug build), which nothing here is relocated by.
+pub(super) struct Objects {
+    hooks: EbpfLoader<'static>,
+    lookup: EbpfLoader<'static>,
+}
+
+/// Constants live as long as their loader: each number is its own place.
+static NUMBERS: [u32; MAX_PODS as usize] = {
+    let mut numbers = [0; MAX_PODS as usize];
+    let mut at = 0;
+    while at < numbers.len() {
+        numbers[at] = at as u32;
+        at += 1;
     }
-}
+    numbers
+};
 
-/// The instance of `lookup` for one pod.
-pub(super) fn load_lookup(
-    maps: &Path,
-    ports: &Ports,
-    slot: u32,
-    flags: u32,
-) -> Result<Loaded, CaptureError> {
-    let mut loader = loader(maps, ports);
-    loader.override_global("slot", &slot, true);
-    loader.override_global("flags", &flags, true);
-    load(LOOKUP, "lookup", loader)
-}
+impl Objects {
+    /// Maps are those pinned in `maps`, made where they aren't yet.
+    pub fn new(maps: &Path, ports: &Ports) -> Self {
+        // As long as the loaders; a process has one Objects, and another after a repair.
+        let ports: &'static Ports = Box::leak(Box::new(*ports));
+        Self {
+            hooks: loader(maps, ports),
+            lookup: loader(maps, ports),
+        }
+    }
 
-/// An object that only opens the maps.
-pub(super) fn open_maps(maps: &Path) -> Result<Ebpf, CaptureError> {
-    let mut loader = EbpfLoader::new();
-    // Nothing here is relocated by the kernel's types, whose parsing costs megabytes each time.
-    loader.btf(None);
-    loader.default_map_pin_directory(maps);
-    loader
-        .load(LOOKUP)
-        .map_err(|error| CaptureError::Program("maps", text(&error)))
+    /// Raises what the verifier says.
+    pub fn hook(&mut self, hook: &Hook) -> Result<Loaded, CaptureError> {
+        load(hook.object, hook.program, &mut self.hooks)
+    }
+
+    /// The instance of `lookup` for one pod.
+    pub fn lookup(&mut self, slot: u32, flags: u32) -> Result<Loaded, CaptureError> {
+        for (name, value) in [("slot", slot), ("flags", flags)] {
+            let number = NUMBERS.get(value as usize);
+            let number = number.ok_or_else(|| {
+                CaptureError::Program("lookup", format!("{name} {value} is out of range"))
+            })?;
+            self.lookup.override_global(name, number, true);
+        }
+        load(LOOKUP, "lookup", &mut self.lookup)
+    }
+
+    /// An object that only opens the maps.
+    pub fn open_maps(&mut self) -> Result<Ebpf, CaptureError> {
+        let opened = self.hooks.load(LOOKUP);
+        opened.map_err(|error| CaptureError::Program("maps", text(&error)))
+    }
 }
 
 impl Loaded {
@@ -132,9 +155,8 @@ impl Loaded {
     }
 }
 
-fn loader<'a>(maps: &Path, ports: &'a Ports) -> EbpfLoader<'a> {
+fn loader(maps: &Path, ports: &'static Ports) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
-    // Nothing here is relocated by the kernel's types, whose parsing costs megabytes each time.
     loader.btf(None);
     loader.default_map_pin_directory(maps);
     loader.override_global("outbound_port", &ports.outbound, false);
@@ -146,7 +168,7 @@ fn loader<'a>(maps: &Path, ports: &'a Ports) -> EbpfLoader<'a> {
 fn load(
     object: &[u8],
     program: &'static str,
-    mut loader: EbpfLoader<'_>,
+    loader: &mut EbpfLoader<'static>,
 ) -> Result<Loaded, CaptureError> {
     let failed = |error: &dyn std::error::Error| CaptureError::Program(program, text(error));
     let mut ebpf = loader.load(object).map_err(|error| failed(&error))?;

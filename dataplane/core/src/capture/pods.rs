@@ -2,6 +2,7 @@
 //! lookup program in it.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -9,11 +10,8 @@ use std::path::PathBuf;
 use super::CaptureError;
 use super::kernel::{Kernel, map, place};
 use super::layout::{self, PodValue};
-use super::objects;
 use super::sys::{self, AttachType, Link};
 use crate::inpod::Netns;
-
-const MAX_PODS: u32 = 4096;
 
 /// What the kernel side has to know of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +51,7 @@ impl Kernel {
             Some(slot) => slot,
             None => self.free_slot()?,
         };
+        self.take_place(slot);
         let done = self.write(netns, pod, &described, slot, listener);
         if done.is_err() && held.is_none() {
             self.withdraw(described.cookie, slot);
@@ -71,8 +70,7 @@ impl Kernel {
         let flags = self.flags(pod);
         self.write_addresses(slot, &described.all)?;
         self.listen(slot, listener)?;
-        let ports = self.config.ports;
-        let lookup = objects::load_lookup(&self.maps(), &ports, slot, flags)?;
+        let lookup = self.objects.lookup(slot, flags)?;
         let (fd, inode) = (netns.as_fd(), netns.id().0);
         let pin = self.pin(slot);
         place(lookup.fd()?, &fd, inode, AttachType::SkLookup, &pin).map_err(|source| {
@@ -116,7 +114,7 @@ impl Kernel {
 
     /// Problems in words; none when everything is as `enrol` would leave it.
     pub fn verify(
-        &self,
+        &mut self,
         netns: &Netns,
         pod: &Enrolment,
         listening: bool,
@@ -137,9 +135,7 @@ impl Kernel {
         if found.map_err(|error| map("pods", &error))? != wanted.encode() {
             problems.push("its settings or addresses aren't those in the map".into());
         }
-        if self.written_addresses(slot)
-            != described.all.iter().copied().map(layout::address).collect()
-        {
+        if !self.has_addresses(slot, &described.all) {
             problems.push("its own addresses aren't those in the map".into());
         }
         match Link::pinned(&self.pin(slot)).and_then(|link| link.info()) {
@@ -177,66 +173,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// Pods whose namespace is gone.
-    pub(super) fn sweep_pods(&mut self) -> Result<(), CaptureError> {
-        let known: Vec<_> = self.pods.iter().filter_map(Result::ok).collect();
-        for (cookie, value) in known {
-            let slot = layout::slot_of(&value);
-            let info = Link::pinned(&self.pin(slot)).and_then(|link| link.info());
-            if info.is_ok_and(|info| info.target(AttachType::SkLookup) == 0) {
-                self.withdraw(cookie, slot);
-            }
-        }
-        Ok(())
-    }
-
     fn slot(&self, cookie: u64) -> Option<u32> {
         let found = self.pods.get(&cookie, 0).ok()?;
         Some(layout::slot_of(&found))
     }
 
-    fn free_slot(&mut self) -> Result<u32, CaptureError> {
-        self.sweep_pods()?;
-        let known = self.pods.iter().filter_map(Result::ok);
-        let taken: HashSet<u32> = known.map(|(_, value)| layout::slot_of(&value)).collect();
-        let free = (0..MAX_PODS).find(|slot| !taken.contains(slot));
-        free.ok_or(CaptureError::Full(MAX_PODS))
-    }
-
     /// Outbound first: a pod is never left with connections that are led nowhere.
-    fn withdraw(&mut self, cookie: u64, slot: u32) {
+    pub(super) fn withdraw(&mut self, cookie: u64, slot: u32) {
         let _ = self.pods.remove(&cookie);
         let _ = std::fs::remove_file(self.pin(slot));
         let _ = self.listeners.clear_index(&slot);
         let _ = self.write_addresses(slot, &HashSet::new());
+        self.give_back(slot);
     }
 
     fn listen(&mut self, slot: u32, listener: BorrowedFd<'_>) -> Result<(), CaptureError> {
         use std::os::fd::AsRawFd;
         let set = self.listeners.set(slot, &listener.as_raw_fd(), 0);
         set.map_err(|error| map("listeners", &error))
-    }
-
-    fn write_addresses(&mut self, slot: u32, wanted: &HashSet<IpAddr>) -> Result<(), CaptureError> {
-        let failed = |error: aya::maps::MapError| map("own_addresses", &error);
-        let wanted: HashSet<_> = wanted.iter().map(|ip| layout::address(*ip)).collect();
-        for ip in self.written_addresses(slot).difference(&wanted) {
-            self.own_addresses
-                .remove(&layout::own_address(slot, IpAddr::from(*ip)))
-                .map_err(failed)?;
-        }
-        for ip in wanted {
-            self.own_addresses
-                .insert(layout::own_address(slot, IpAddr::from(ip)), 1, 0)
-                .map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    fn written_addresses(&self, slot: u32) -> HashSet<layout::AddressBytes> {
-        let keys = self.own_addresses.keys().filter_map(Result::ok);
-        let of = keys.filter(|key| key[..4] == slot.to_ne_bytes());
-        of.filter_map(|key| key[4..].try_into().ok()).collect()
     }
 
     fn flags(&self, pod: &Enrolment) -> u32 {
@@ -247,23 +201,22 @@ impl Kernel {
             | set(!self.config.ipv6, layout::FLAG_IPV6_OFF)
     }
 
-    fn pin(&self, slot: u32) -> PathBuf {
+    pub(super) fn pin(&self, slot: u32) -> PathBuf {
         self.config.folder.join("pods").join(slot.to_string())
     }
 }
 
 fn describe(netns: &Netns, pod: &Enrolment) -> Result<Described, CaptureError> {
-    let interfaces = netns
-        .enter(sys::addresses)
-        .and_then(|found| found)
-        .map_err(CaptureError::Namespace)?;
+    let look = || Ok((own_cookie()?, sys::addresses()?));
+    let found: io::Result<_> = netns.enter(look).and_then(|found| found);
+    let (cookie, interfaces) = found.map_err(CaptureError::Namespace)?;
     let named = pod.addresses.iter().chain(&interfaces).copied();
     let first = |fits: fn(&IpAddr) -> bool| {
         let mut candidates = named.clone().filter(fits);
         candidates.next()
     };
     Ok(Described {
-        cookie: cookie(netns)?,
+        cookie,
         own: OwnAddresses {
             v4: first(IpAddr::is_ipv4),
             v6: first(is_global_v6),
@@ -277,11 +230,12 @@ fn is_global_v6(ip: &IpAddr) -> bool {
 }
 
 fn cookie(netns: &Netns) -> Result<u64, CaptureError> {
-    let found = netns.enter(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        sys::netns_cookie(socket.as_fd())
-    });
-    found
-        .and_then(|cookie| cookie)
-        .map_err(CaptureError::Namespace)
+    let found = netns.enter(own_cookie).and_then(|cookie| cookie);
+    found.map_err(CaptureError::Namespace)
+}
+
+/// Of the namespace that this thread is in.
+fn own_cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    sys::netns_cookie(socket.as_fd())
 }

@@ -103,10 +103,7 @@ impl Node {
     }
 
     fn enrol(&mut self) {
-        let pod = Enrolment {
-            addresses: vec!["10.99.0.1".parse().unwrap(), "fd99::1".parse().unwrap()],
-            ..Enrolment::default()
-        };
+        let pod = pod();
         let redirected = self.listeners.redirected.as_ref().unwrap();
         let listener = redirected.inbound_plaintext.as_fd();
         let kernel = self.kernel.as_mut().unwrap();
@@ -143,6 +140,13 @@ impl Drop for Node {
         }
         let _ = std::fs::remove_dir_all(&self.capture.folder);
         let _ = std::fs::remove_dir(&self.capture.pods_cgroup);
+    }
+}
+
+fn pod() -> Enrolment {
+    Enrolment {
+        addresses: vec!["10.99.0.1".parse().unwrap(), "fd99::1".parse().unwrap()],
+        ..Enrolment::default()
     }
 }
 
@@ -275,4 +279,54 @@ async fn the_data_planes_own_connection_reaches_the_application() {
     drop(stream);
     server.wait().unwrap();
     let _ = std::io::stdout().flush();
+}
+
+#[tokio::test]
+async fn a_place_is_given_again_but_never_that_of_another_data_planes_pod() {
+    let mut node = Node::new();
+    let pins = node.capture.folder.join("pods");
+    let held = || {
+        let mut names: Vec<_> = std::fs::read_dir(&pins)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    node.enrol();
+    assert_eq!(held(), ["0"]);
+    node.kernel.as_mut().unwrap().release(&node.netns).unwrap();
+    assert!(held().is_empty());
+    node.enrol();
+    assert_eq!(held(), ["0"]);
+    // As a predecessor that still serves: it pinned what this one hasn't read.
+    let other = std::fs::rename(pins.join("0"), pins.join("1"));
+    other.unwrap();
+    node.kernel.as_mut().unwrap().release(&node.netns).unwrap();
+    std::fs::rename(pins.join("1"), pins.join("0")).unwrap();
+    node.enrol();
+    assert_eq!(held(), ["0", "1"]);
+}
+
+#[tokio::test]
+async fn own_addresses_that_somebody_changed_in_the_map_are_found_and_put_right() {
+    let mut node = Node::new();
+    node.enrol();
+    let pod = pod();
+    let kernel = node.kernel.as_mut().unwrap();
+    assert!(kernel.verify(&node.netns, &pod, true).unwrap().is_empty());
+    let own = |ip: &str| super::layout::own_address(0, ip.parse().unwrap());
+    let wrong = ["its own addresses aren't those in the map"];
+    kernel.own_addresses.remove(&own("10.99.0.1")).unwrap();
+    assert_eq!(kernel.verify(&node.netns, &pod, true).unwrap(), wrong);
+    node.enrol();
+    let kernel = node.kernel.as_mut().unwrap();
+    kernel.own_addresses.insert(own("192.0.2.1"), 1, 0).unwrap();
+    // What this process remembers of the map is too old from here on.
+    kernel.places.forget_when_read();
+    assert_eq!(kernel.verify(&node.netns, &pod, true).unwrap(), wrong);
+    node.enrol();
+    let kernel = node.kernel.as_mut().unwrap();
+    assert!(kernel.verify(&node.netns, &pod, true).unwrap().is_empty());
+    assert!(kernel.own_addresses.get(&own("192.0.2.1"), 0).is_err());
 }
