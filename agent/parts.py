@@ -9,8 +9,8 @@ from agent.capture import PresentCapture
 from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
 from agent.identity.ca import CaConfig
-from agent.identity.manager import ROTATION_SPREAD, IdentityManager
-from agent.identity.supply import Supply
+from agent.identity.manager import IdentityManager
+from agent.identity.supply import ROTATION_SPREAD, Supply
 from agent.identity.trust import TrustConfig, TrustKeeper
 from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource

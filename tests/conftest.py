@@ -12,14 +12,16 @@ import pytest_asyncio
 
 from agent.cli.demo.mesh import Mesh
 from agent.cli.demo.netns import FOLDER
-from agent.cli.demo.shop import Shop, build, serve_echo, serve_http
 from agent.cli.demo.world import PREFIX, World, cgroup2_mounts, down
 from tests.support.capture import CAPTURE_MODES
+from tests.support.meshes import mesh_of, stocked
 from tests.support.pods_cgroup import pods_cgroup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from agent.cli.demo.shop import Shop
 
 _numbers = itertools.count(1)
 
@@ -93,22 +95,13 @@ async def mesh(
     world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mesh]:
     """Two nodes without pods; processes are started by `shop` or by the test."""
-    folder = tmp_path_factory.mktemp("mesh")
-    options = ("--log-filter=info", f"--capture={capture}")
-    made = Mesh(world, folder, folder / "run", agent_options=options)
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, tmp_path_factory.mktemp("mesh")) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(mesh: Mesh) -> Shop:
     """The demo's six pods with servers on api (nginx), db and cart (echo), all captured."""
-    made = build(mesh)
-    await serve_http(mesh, made.api)
-    for pod in (made.db, made.cart):
-        await serve_echo(mesh, pod)
+    made = await stocked(mesh)
     await mesh.start()
     return made

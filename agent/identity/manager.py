@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -17,15 +17,10 @@ from agent.identity.answer import check_answer, check_identity
 from agent.identity.ca import CaClient, CaConfig, CaError
 from agent.identity.entry import RETRY, Entry, Priority
 from agent.identity.status import IdentityStatus
-from agent.identity.supply import SupplyTrouble
+from agent.identity.supply import IN_FLIGHT, ROTATION_SPREAD, RootKeeper, SupplyTrouble
 from agent.xds.backoff import Backoff
 from proto.gen import control_pb2
 
-# facts ztunnel 8.3
-IN_FLIGHT = 8
-# Seconds over which all identities are renewed once roots rotate: a node's share of a burst that
-# all nodes of the mesh begin with.
-ROTATION_SPREAD = 30.0
 # The clock may be set; due times are looked at again at least this often.
 LOOK_AGAIN = 30.0
 
@@ -44,12 +39,6 @@ class CertificateTarget(Protocol):
     async def fail_certificate(self, identity: str, text: str) -> None: ...
 
 
-class RootKeeper(Protocol):
-    """TrustKeeper, as far as it is told of roots."""
-
-    async def answered(self, roots: Sequence[str]) -> bool: ...
-
-
 class IdentityManager:
     """Call `attach`, `detach`, `wanted` and `forgotten` from the loop that `run` runs in."""
 
@@ -60,9 +49,7 @@ class IdentityManager:
         config: CaConfig,
         trust_domain: str,
         *,
-        clock: Callable[[], float] = time.time,
         retry: Backoff = RETRY,
-        rng: random.Random | None = None,
         roots: RootKeeper | None = None,
         spread: float = ROTATION_SPREAD,
         aliases: Sequence[str] = (),
@@ -75,9 +62,8 @@ class IdentityManager:
         self.fetched = 0
         self.failed = 0
         self._ca = CaClient(config)
-        self._clock = clock
         self._retry = retry
-        self._rng = rng or random.Random()
+        self._rng = random.Random()
         self._target: CertificateTarget | None = None
         self._entries: dict[str, Entry] = {}
         self._fetches: dict[str, asyncio.Task[None]] = {}
@@ -89,7 +75,7 @@ class IdentityManager:
         """A (new) data plane and what it holds; whatever it lacks is fetched anew for it."""
         self.detach()
         self._target = target
-        now = self._clock()
+        now = time.time()
         held = {entry.identity: entry for entry in certificates}
         for identity in held.keys() - self._entries.keys():
             self._entries[identity] = Entry(identity, Priority.PREFETCH, now)
@@ -109,7 +95,7 @@ class IdentityManager:
 
     def wanted(self, identity: str, *, connection: bool) -> None:
         """The data plane lacks this certificate; `connection` when somebody waits for it."""
-        now = self._clock()
+        now = time.time()
         priority = Priority.CONNECTION if connection else Priority.PREFETCH
         if identity in self._entries:
             self._entries[identity].ask(priority, now)
@@ -123,7 +109,7 @@ class IdentityManager:
         self._entries.pop(identity, None)
 
     def status(self) -> list[IdentityStatus]:
-        now = self._clock()
+        now = time.time()
         return [self._entries[identity].status(now) for identity in sorted(self._entries)]
 
     def trouble(self) -> SupplyTrouble | None:
@@ -149,7 +135,7 @@ class IdentityManager:
     def _start_due(self) -> None:
         if self._target is None:
             return
-        now = self._clock()
+        now = time.time()
         for entry in self._entries.values():
             entry.heed_clock(now)
         due = [entry for entry in self._entries.values() if not entry.fetching and entry.due <= now]
@@ -163,7 +149,7 @@ class IdentityManager:
         """Seconds until something is due; a finished fetch wakes the loop by itself."""
         if self._target is None or len(self._fetches) >= IN_FLIGHT:
             return LOOK_AGAIN
-        now = self._clock()
+        now = time.time()
         waits = [entry.due - now for entry in self._entries.values() if not entry.fetching]
         return max(min([LOOK_AGAIN, *waits]), 0.0)
 
@@ -171,7 +157,7 @@ class IdentityManager:
         task = self._fetches.pop(identity, None)
         if task is not None:
             task.cancel()
-            self._entries[identity].interrupt(self._clock())
+            self._entries[identity].interrupt(time.time())
 
     async def _fetch(self, target: CertificateTarget, entry: Entry) -> None:
         """One attempt, and what follows from its end."""
@@ -183,13 +169,13 @@ class IdentityManager:
                 return
             text = str(error) or type(error).__name__
             self.failed += 1
-            entry.fail(text, self._clock(), self._retry)
+            entry.fail(text, time.time(), self._retry)
             log.warning("certificate failed", extra={"identity": identity, "error": text})
             await _tell(target, identity, text)
         else:
             if not self._ended(identity):
                 return
-            now = self._clock()
+            now = time.time()
             self.fetched += 1
             entry.succeed(
                 installed.not_before, installed.not_after, installed.serial, now, self._rng
@@ -208,7 +194,7 @@ class IdentityManager:
 
     def _renew_others(self, identity: str) -> None:
         """Roots rotate: what was proved by old ones is proved anew, all of it and soon."""
-        now = self._clock()
+        now = time.time()
         for entry in self._entries.values():
             if entry.identity != identity:
                 entry.renew(now + self._rng.uniform(0, self._spread), now)
@@ -221,7 +207,7 @@ class IdentityManager:
         check_identity(identity, self._trust_domain, self._aliases)
         csr = await target.new_csr(identity)
         answer = await self._ca.create(csr, identity)
-        now = datetime.fromtimestamp(self._clock(), UTC)
+        now = datetime.fromtimestamp(time.time(), UTC)
         issued = check_answer(answer, identity, now)
         if self._roots is not None and await self._roots.answered(issued.roots):
             self._renew_others(identity)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,13 +17,18 @@ from agent.errors import AgentError
 from agent.identity.answer import Issued, check_identity
 from agent.identity.ca import CaError
 from agent.identity.entry import ASK_AGAIN, RETRY, Entry, Priority
-from agent.identity.manager import IN_FLIGHT, ROTATION_SPREAD, RootKeeper
 from agent.identity.spire_answer import check_svid, choose, roots_of, selectors_of
 from agent.identity.spire_client import SpireAway, SpireClient, read_bundles
 from agent.identity.spire_config import SpireConfig
 from agent.identity.spire_wire import Svid, take_svids
 from agent.identity.status import IdentityStatus
-from agent.identity.supply import KeyTarget, SupplyTrouble
+from agent.identity.supply import (
+    IN_FLIGHT,
+    ROTATION_SPREAD,
+    KeyTarget,
+    RootKeeper,
+    SupplyTrouble,
+)
 from agent.secret import wipe_all
 from agent.xds.backoff import Backoff
 from proto.gen import control_pb2
@@ -61,9 +66,7 @@ class SpireIdentities:
         config: SpireConfig,
         trust_domain: str,
         *,
-        clock: Callable[[], float] = time.time,
         retry: Backoff = RETRY,
-        rng: random.Random | None = None,
         roots: RootKeeper | None = None,
         spread: float = ROTATION_SPREAD,
     ) -> None:
@@ -71,9 +74,8 @@ class SpireIdentities:
         self.failed = 0
         self._config = config
         self._trust_domain = trust_domain
-        self._clock = clock
         self._retry = retry
-        self._rng = rng or random.Random()
+        self._rng = random.Random()
         self._keeper = roots
         self._spread = spread
         self._client = SpireClient(config.socket)
@@ -95,7 +97,7 @@ class SpireIdentities:
         """A (new) data plane and what it holds. As we keep no key, all are subscribed anew."""
         self.detach()
         self._target = target
-        now = self._clock()
+        now = time.time()
         held = {entry.identity: entry for entry in certificates}
         for identity in held.keys() - self._followed.keys():
             self._followed[identity] = _Followed(Entry(identity, Priority.PREFETCH, now))
@@ -114,7 +116,7 @@ class SpireIdentities:
             one.installed = None
 
     def wanted(self, identity: str, *, connection: bool) -> None:
-        now = self._clock()
+        now = time.time()
         priority = Priority.CONNECTION if connection else Priority.PREFETCH
         one = self._followed.get(identity)
         if one is None:
@@ -134,7 +136,7 @@ class SpireIdentities:
             self._stop(one)
 
     def status(self) -> list[IdentityStatus]:
-        now = self._clock()
+        now = time.time()
         return [self._followed[identity].entry.status(now) for identity in sorted(self._followed)]
 
     def trouble(self) -> SupplyTrouble | None:
@@ -201,7 +203,7 @@ class SpireIdentities:
         if str(error) != str(self._trouble):
             log.warning("no certificates from SPIRE", extra={"error": error})
         self._trouble = error
-        now = self._clock()
+        now = time.time()
         for one in list(self._followed.values()):
             if not one.entry.valid(now) and self._target is not None:
                 await self._fail(self._target, one, error)
@@ -227,14 +229,14 @@ class SpireIdentities:
         if one.task is not None:
             self._ended.add(one.task)
             one.task.add_done_callback(self._ended.discard)
-        one.stop(self._clock())
+        one.stop(time.time())
 
     async def _follow(self, target: KeyTarget, one: _Followed, delay: float) -> None:
         await asyncio.sleep(delay)
         while True:
-            one.entry.heed_clock(self._clock())
+            one.entry.heed_clock(time.time())
             if one.entry.failures:
-                await asyncio.sleep(max(0.0, one.entry.due - self._clock()))
+                await asyncio.sleep(max(0.0, one.entry.due - time.time()))
             await self._connected.wait()
             connect = self._connects
             try:
@@ -251,7 +253,7 @@ class SpireIdentities:
         """Until the next answer is overdue. Raises SpireAway, and CaError for a silent one."""
         entry = one.entry
         check_identity(entry.identity, self._trust_domain)
-        entry.start(self._clock())
+        entry.start(time.time())
         within = self._config.patience.total_seconds()
         silence = f"{entry.identity}: the SPIRE agent didn't answer in {within:g} s"
         async with self._client.svids(selectors_of(entry.identity)) as stream:
@@ -263,9 +265,9 @@ class SpireIdentities:
                 except AgentError as error:
                     # SPIRE tells when its entries change; beyond the back-off it is asked anew.
                     await self._fail(target, one, error)
-                    within, silence = max(0.0, entry.due - self._clock()), ""
+                    within, silence = max(0.0, entry.due - time.time()), ""
                 else:
-                    within, silence = max(ASK_AGAIN, _late(entry) - self._clock()), ""
+                    within, silence = max(ASK_AGAIN, _late(entry) - time.time()), ""
                 finally:
                     wipe_all(svid.key for svid in svids)
                     del answer, svids
@@ -276,12 +278,12 @@ class SpireIdentities:
         """Raises CaError, or what the data plane raised; then it goes on with what it has."""
         entry = one.entry
         svid = choose(svids, entry.identity)
-        now = datetime.fromtimestamp(self._clock(), UTC)
+        now = datetime.fromtimestamp(time.time(), UTC)
         issued = check_svid(svid, entry.identity, self._roots, now)
         if issued == one.installed:
-            if self._clock() >= _late(entry):
+            if time.time() >= _late(entry):
                 raise _not_renewed(entry)
-            entry.succeed(entry.not_before, entry.not_after, entry.serial, self._clock(), self._rng)
+            entry.succeed(entry.not_before, entry.not_after, entry.serial, time.time(), self._rng)
         else:
             async with self._installing:
                 status = await target.install_certificate(
@@ -292,7 +294,7 @@ class SpireIdentities:
             one.installed = issued
             self.fetched += 1
             entry.succeed(
-                status.not_before, status.not_after, status.serial, self._clock(), self._rng
+                status.not_before, status.not_after, status.serial, time.time(), self._rng
             )
             log.info(
                 "certificate installed",
@@ -301,7 +303,7 @@ class SpireIdentities:
 
     async def _fail(self, target: KeyTarget, one: _Followed, error: Exception) -> None:
         """Those who wait in the data plane hear why. With a valid certificate nobody waits."""
-        identity, now = one.entry.identity, self._clock()
+        identity, now = one.entry.identity, time.time()
         text = str(error) or type(error).__name__
         self.failed += 1
         one.entry.fail(text, now, self._retry)

@@ -8,6 +8,12 @@ from agent.identity.status import IdentityStatus
 from agent.secret import Secret
 from proto.gen import control_pb2
 
+# facts ztunnel 8.3
+IN_FLIGHT = 8
+# Seconds over which all identities are renewed once roots rotate: a node's share of a burst that
+# all nodes of the mesh begin with.
+ROTATION_SPREAD = 30.0
+
 
 class KeyTarget(Protocol):
     """The data plane, as the keeper of keys and certificates."""
@@ -19,6 +25,12 @@ class KeyTarget(Protocol):
     ) -> control_pb2.CertificateStatus: ...
 
     async def fail_certificate(self, identity: str, text: str) -> None: ...
+
+
+class RootKeeper(Protocol):
+    """TrustKeeper, as far as it is told of roots."""
+
+    async def answered(self, roots: Sequence[str]) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -114,14 +114,6 @@ static inline u64 cgroup(u64 sk)
     return node ? READ(u64, node, KN_ID) : 0;
 }
 
-static inline void lose(void)
-{
-    int zero = 0;
-    u64 *count = lost.lookup(&zero);
-    if (count)
-        __sync_fetch_and_add(count, 1);
-}
-
 /* While a packet waits for its socket, the device's place holds something else. */
 static inline u32 skb_inum(u64 skb, u64 sk)
 {
@@ -130,6 +122,38 @@ static inline u32 skb_inum(u64 skb, u64 sk)
     u64 dev = READ(u64, skb, SKB_DEV);
     return dev ? inum(READ(u64, dev, DEV_NET)) : 0;
 }
+"""
+
+# After the record that it is for.
+_FRESH = """
+/* All zero; none where there is no room, which is counted. */
+static inline struct record *fresh(void)
+{
+    struct record *to = records.ringbuf_reserve(sizeof(*to));
+    int zero = 0;
+    u64 *count;
+
+    if (to) {
+        __builtin_memset(to, 0, sizeof(*to));
+        return to;
+    }
+    count = lost.lookup(&zero);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    return 0;
+}
+"""
+
+_TCP_RECORD = """
+struct record {
+    u64 time, sk, cgroup, sent, received;
+    u32 netns, pid, srtt;
+    u16 sport, dport;
+    u8 family, before, after, pad[5];
+    u8 saddr[16], daddr[16];
+    char comm[16];
+    u8 dialled[28], pad2[4];
+};
 """
 
 _TCP = """
@@ -159,16 +183,6 @@ RAW_TRACEPOINT_PROBE(sys_enter)
 }
 #endif
 
-struct record {
-    u64 time, sk, cgroup, sent, received;
-    u32 netns, pid, srtt;
-    u16 sport, dport;
-    u8 family, before, after, pad[5];
-    u8 saddr[16], daddr[16];
-    char comm[16];
-    u8 dialled[28], pad2[4];
-};
-
 /* int inet_sock_set_state(const struct sock *sk, int before, int after) */
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
@@ -186,12 +200,9 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
     u32 netns = inum(READ(u64, sk, SK_NET));
     if (!pods.lookup(&netns))
         return 0;
-    struct record *to = records.ringbuf_reserve(sizeof(*to));
-    if (!to) {
-        lose();
+    struct record *to = fresh();
+    if (!to)
         return 0;
-    }
-    __builtin_memset(to, 0, sizeof(*to));
     to->time = bpf_ktime_get_ns();
     to->sk = sk;
     to->cgroup = cgroup(sk);
@@ -233,7 +244,7 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 """
 
 TCP = Program(
-    _COMMON + _TCP,
+    _COMMON + _TCP_RECORD + _FRESH + _TCP,
     struct.Struct("=5Q3I2H3B5x16s16s16s28s4x"),
     (
         *("time", "sk", "cgroup", "sent", "received", "netns", "pid", "srtt"),
@@ -241,13 +252,15 @@ TCP = Program(
     ),
 )
 
-_DROPS = """
+_DROPS_RECORD = """
 struct record {
     u64 time, cgroup, location;
     u32 netns, reason, length, pad;
     u8 packet[DROPPED_BYTES];
 };
+"""
 
+_DROPS = """
 /* void kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason, ...) */
 RAW_TRACEPOINT_PROBE(kfree_skb)
 {
@@ -261,12 +274,9 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
     u32 netns = skb_inum(skb, sk);
     if (!pods.lookup(&netns))
         return 0;
-    struct record *to = records.ringbuf_reserve(sizeof(*to));
-    if (!to) {
-        lose();
+    struct record *to = fresh();
+    if (!to)
         return 0;
-    }
-    __builtin_memset(to, 0, sizeof(*to));
     to->time = bpf_ktime_get_ns();
     to->location = ctx->args[1];
     to->reason = ctx->args[2];
@@ -280,12 +290,12 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 """
 
 DROPS = Program(
-    _COMMON + _DROPS,
+    _COMMON + _DROPS_RECORD + _FRESH + _DROPS,
     struct.Struct(f"=3Q3I4x{_DROPPED_BYTES}s"),
     ("time", "cgroup", "location", "netns", "reason", "length", "packet"),
 )
 
-_DNS = """
+_DNS_RECORD = """
 struct record {
     u64 time, cgroup;
     u32 netns, pid, length;
@@ -294,7 +304,9 @@ struct record {
     u8 packet[DNS_BYTES];
     u8 pad2[4];
 };
+"""
 
+_DNS = """
 static inline int dns_port(u16 port) { return port == 53 || port == DNS_PORT; }
 
 static int tell(u64 skb, u64 sk, u64 packet, u32 netns, u8 sent)
@@ -312,12 +324,9 @@ static int tell(u64 skb, u64 sk, u64 packet, u32 netns, u8 sent)
     u16 to_port = bpf_ntohs(READ(u16, packet, header + 2));
     if (!dns_port(from) && !dns_port(to_port))
         return 0;
-    struct record *to = records.ringbuf_reserve(sizeof(*to));
-    if (!to) {
-        lose();
+    struct record *to = fresh();
+    if (!to)
         return 0;
-    }
-    __builtin_memset(to, 0, sizeof(*to));
     to->time = bpf_ktime_get_ns();
     to->netns = netns;
     to->sent = sent;
@@ -361,7 +370,7 @@ RAW_TRACEPOINT_PROBE(netif_receive_skb)
 """
 
 DNS = Program(
-    _COMMON + _DNS,
+    _COMMON + _DNS_RECORD + _FRESH + _DNS,
     struct.Struct(f"=2Q3IB3x16s{_DNS_BYTES}s4x"),
     ("time", "cgroup", "netns", "pid", "length", "sent", "comm", "packet"),
 )

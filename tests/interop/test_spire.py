@@ -18,8 +18,9 @@ from agent.cli.demo.clients import Load
 from agent.cli.demo.mesh import Mesh, access_lines
 from agent.cli.demo.shop import HTTP_PORT, Shop, build, serve_echo, serve_http
 from agent.cli.demo.story import greets, progress, spiffe
-from tests.netns.test_spire import renewed, said
+from tests.support.meshes import mesh_of
 from tests.support.operator import ask
+from tests.support.rotation import renewed, said
 from tests.support.spire_real import DELEGATE, RealSpire
 
 if TYPE_CHECKING:
@@ -36,14 +37,12 @@ pytestmark = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("real")
-    made = Mesh(world, folder, folder / "run")
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, "--trust-overlap=6s") as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -59,11 +58,8 @@ async def shop(mesh: Mesh, spire: RealSpire) -> Shop:
     made = build(mesh)
     await serve_http(mesh, made.api)
     await serve_echo(mesh, made.db)
-    mesh.agent_options = (
-        "--log-filter=info",
-        "--trust-overlap=6s",
-        f"--ca-spire-socket={spire.socket}",
-    )
+    told = f"--ca-spire-socket={spire.socket}"
+    mesh.agent_options = (*mesh.agent_options, told)
     await mesh.start()
     return made
 

@@ -22,6 +22,7 @@ from agent.cli.demo.wiretap import Wiretap
 from agent.cli.demo.world import World
 from controlplane.tokens import TokenKey
 from tests.netns.test_lifecycle import rules_of
+from tests.support.meshes import mesh_of
 from tests.support.operator import ask, readiness, rows
 from tests.support.small_ca import SmallCa
 
@@ -228,14 +229,9 @@ async def brief(
     world = World(new_prefix())
     folder = tmp_path_factory.mktemp("brief")
     world.up()
-    options = ("--log-filter=info", "--ca-ttl=6s", f"--capture={capture}")
-    mesh = Mesh(world, folder, folder / "run", agent_options=options)
-    mesh.prepare()
-    mesh.apply("namespace", manifests.namespace(NAMESPACE))
-    yield mesh
-    world.down()
-    for process in mesh.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, "--ca-ttl=6s") as mesh:
+        mesh.apply("namespace", manifests.namespace(NAMESPACE))
+        yield mesh
 
 
 @pytest.mark.asyncio(loop_scope="function")

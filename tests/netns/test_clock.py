@@ -14,14 +14,16 @@ import pytest_asyncio
 
 from agent.cli.demo.clients import Load, refused
 from agent.cli.demo.mesh import Mesh
-from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, Shop, build, serve_echo, serve_http
+from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT
 from agent.cli.demo.story import greets, progress
+from tests.support.meshes import mesh_of, stocked
 from tests.support.operator import ask
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Sequence
 
+    from agent.cli.demo.shop import Shop
     from agent.cli.demo.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -61,24 +63,16 @@ class ShiftedMesh(Mesh):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(
-    world: World, tmp_path_factory: pytest.TempPathFactory
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ShiftedMesh]:
-    folder = tmp_path_factory.mktemp("clock")
-    made = ShiftedMesh(world, folder, folder / "run", agent_options=("--log-filter=info",))
-    made.prepare()
-    made.shift("+0")
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(ShiftedMesh, world, capture, tmp_path_factory.mktemp("clock")) as made:
+        made.shift("+0")
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(mesh: ShiftedMesh) -> Shop:
-    made = build(mesh)
-    await serve_http(mesh, made.api)
-    for pod in (made.db, made.cart):
-        await serve_echo(mesh, pod)
+    made = await stocked(mesh)
     await mesh.start()
     assert made.web.sandbox.node is mesh.world.nodes[0]
     return made

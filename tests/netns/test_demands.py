@@ -14,6 +14,7 @@ from agent.cli.demo.netns import inside
 from agent.cli.demo.shop import ECHO_PORT, NAMESPACE, serve_echo
 from agent.cli.demo.story import greets
 from tests.netns.test_traffic import metrics
+from tests.support.meshes import mesh_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,15 +32,8 @@ async def mesh(
     world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
-    settings = folder / "agent.yaml"
-    settings.write_text(DEMANDS)
-    options = (f"--capture={capture}", f"--config={settings}")
-    made = Mesh(world, folder, folder / "run", agent_options=options)
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, settings=DEMANDS) as made:
+        yield made
 
 
 def counted(node: Node, metric: str, outcome: str) -> float:

@@ -23,6 +23,7 @@ from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE, Shop, serve_ech
 from agent.cli.demo.story import answers, greets
 from agent.cli.demo.wiretap import Wiretap
 from tests.netns.test_lifecycle import dataplane_pid, rules_of, run_in
+from tests.support.meshes import mesh_of
 from tests.support.operator import ask
 
 if TYPE_CHECKING:
@@ -42,13 +43,8 @@ async def mesh(
 ) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     deadline = f"--dataplane-drain-deadline={DEADLINE}s"
-    options = ("--log-filter=info", f"--capture={capture}", deadline)
-    made = Mesh(world, folder, folder / "run", agent_options=options)
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, deadline) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

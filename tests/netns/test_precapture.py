@@ -19,6 +19,7 @@ from agent.cli.demo.netns import inside
 from agent.cli.demo.shop import ECHO_PORT, NAMESPACE, serve_echo
 from agent.cli.demo.story import greets
 from redirect import nft, ruleset
+from tests.support.meshes import mesh_of
 from tests.support.operator import ask
 from tests.support.vitals import counted
 
@@ -39,16 +40,9 @@ async def mesh(
     world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
-    settings = folder / "agent.yaml"
-    settings.write_text(SETTINGS)
-    options = (f"--capture={capture}", f"--config={settings}")
-    made = Mesh(world, folder, folder / "run", agent_options=options)
-    made.prepare()
-    made.apply("cautious", manifests.namespace(STRICT))
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, settings=SETTINGS) as made:
+        made.apply("cautious", manifests.namespace(STRICT))
+        yield made
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,42 +13,37 @@ import pytest_asyncio
 
 from agent.cli.demo.clients import Conversation, Load
 from agent.cli.demo.mesh import Mesh, access_lines
-from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, Shop, build, serve_echo, serve_http
+from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT
 from agent.cli.demo.story import greets, progress, spiffe
 from tests.netns.test_secrets import KEYS, keys_in
+from tests.support.meshes import mesh_of, stocked
 from tests.support.operator import ask
+from tests.support.rotation import renewed, rotates_and_drops_nothing, serials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from agent.cli.demo.shop import Shop
     from agent.cli.demo.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def mesh(
+    world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Mesh]:
     folder = tmp_path_factory.mktemp("spire")
-    made = Mesh(world, folder, folder / "run")
-    made.prepare()
-    made.agent_options = (
-        "--log-filter=info",
-        "--trust-overlap=6s",
-        f"--ca-spire-socket={socket_of(made)}",
-    )
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, "--trust-overlap=6s") as made:
+        told = f"--ca-spire-socket={socket_of(made)}"
+        made.agent_options = (*made.agent_options, told)
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(mesh: Mesh) -> Shop:
-    made = build(mesh)
-    await serve_http(mesh, made.api)
-    for pod in (made.db, made.cart):
-        await serve_echo(mesh, pod)
+    made = await stocked(mesh)
     await start_spire(mesh)
     await mesh.start()
     return made
@@ -64,38 +58,6 @@ async def start_spire(mesh: Mesh) -> None:
     arguments = ["-m", "tests.support.spire_server", str(socket_of(mesh)), str(mesh.folder)]
     await mesh.spawn("spire", [sys.executable, *arguments], mesh.world.nodes[0].namespace)
     await mesh.until("the SPIRE agent", stage.exists, "spire")
-
-
-async def step(mesh: Mesh, number: int) -> None:
-    mesh.processes["spire"].send_signal(signal.SIGUSR1)
-    stage = mesh.folder / "stage"
-    await mesh.until("the SPIRE agent's step", lambda: stage.read_text() == str(number))
-
-
-async def serials(mesh: Mesh) -> set[str]:
-    held = [await mesh.admin(node, "certificates") for node in mesh.world.nodes]
-    return {entry["serial"] for entries in held for entry in entries}
-
-
-async def renewed(mesh: Mesh, before: set[str] | None = None) -> None:
-    """Every certificate is another one than `before`, which is now unless told."""
-    before = before or await serials(mesh)
-
-    async def none_left() -> bool:
-        return not before & await serials(mesh)
-
-    await mesh.until("every certificate renewed", none_left)
-
-
-async def said(mesh: Mesh, text: str, times: int) -> None:
-    """Both agents said it so often."""
-    for node in mesh.world.nodes:
-        log = mesh.log(node.name)
-        await mesh.until(
-            f"{text!r} from {node.name}",
-            lambda log=log: log.read_text().count(text) >= times,  # type: ignore[misc]
-            node.name,
-        )
 
 
 async def test_both_ends_are_known_by_their_svids(mesh: Mesh, shop: Shop) -> None:
@@ -115,34 +77,10 @@ async def test_both_ends_are_known_by_their_svids(mesh: Mesh, shop: Shop) -> Non
 async def test_roots_and_certificates_change_under_traffic_and_nothing_is_dropped(
     mesh: Mesh, shop: Shop
 ) -> None:
-    host = shop.db.sandbox.ipv4
-    async with (
-        Load(shop.web, shop.api.sandbox.ipv4, HTTP_PORT) as load,
-        AsyncExitStack() as open_until_the_end,
-    ):
-        await progress(load, 10)
-        first = await open_until_the_end.enter_async_context(
-            Conversation(shop.web, host, ECHO_PORT)
-        )
+    async with Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as open_before:
         await renewed(mesh)
-        assert await first.echo("renewed, and still here")
-        await step(mesh, 1)
-        await said(mesh, "roots rotate", 1)
-        await progress(load, 10)
-        await step(mesh, 2)
-        await renewed(mesh)
-        assert await first.echo("proved by the old root, and still here")
-        second = await open_until_the_end.enter_async_context(
-            Conversation(shop.web, host, ECHO_PORT)
-        )
-        await step(mesh, 3)
-        await said(mesh, "roots rotate", 2)
-        await progress(load, 10)
-        await said(mesh, "old roots end", 1)
-        assert await first.ended(15), "what the old root proved ends with it"
-        assert await second.echo("proved by the new root")
-        await progress(load, 10)
-        assert load.failures == []
+        assert await open_before.echo("renewed, and still here")
+    await rotates_and_drops_nothing(mesh, shop, "spire", mesh.folder / "stage")
 
 
 async def test_spire_may_go_and_come_back_under_traffic(mesh: Mesh, shop: Shop) -> None:

@@ -17,6 +17,7 @@ from agent.cli.demo.netns import connect
 from agent.cli.demo.shop import ECHO_PORT
 from agent.cli.demo.story import spiffe
 from proto.gen import otlp_pb2
+from tests.support.meshes import mesh_of
 from tests.support.otlp_collector import Collector, attributes
 
 if TYPE_CHECKING:
@@ -67,19 +68,13 @@ async def mesh(
     """Conftest's, with an exporter, short-lived series, and a name for dashboards."""
     folder = tmp_path_factory.mktemp("mesh")
     options = (
-        "--log-filter=info",
-        f"--capture={capture}",
         f"--telemetry-otlp-endpoint=http://{world.nodes[0].ipv4}:4317",
         f"--telemetry-series-ttl={SERIES_TTL:g}s",
         "--telemetry-istio-version=1.30-test",
         "--log-omit-fields=src.cluster",
     )
-    made = Mesh(world, folder, folder / "run", agent_options=options)
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, folder, *options) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

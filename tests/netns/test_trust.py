@@ -15,6 +15,7 @@ from agent.cli.demo.clients import Conversation
 from agent.cli.demo.mesh import Mesh, access_lines
 from agent.cli.demo.shop import ECHO_PORT, Shop, build, serve_echo
 from agent.cli.demo.story import greets, spiffe
+from tests.support.meshes import mesh_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,13 +32,8 @@ async def mesh(
     world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mesh]:
     """Each node follows a CRL of its own, which isn't there at first."""
-    folder = tmp_path_factory.mktemp("trust")
-    made = Mesh(world, folder, folder / "run", agent_options=(f"--capture={capture}",))
-    made.prepare()
-    yield made
-    world.down()
-    for process in made.processes.values():
-        await process.wait()
+    async with mesh_of(Mesh, world, capture, tmp_path_factory.mktemp("trust")) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -46,8 +42,9 @@ async def shop(mesh: Mesh) -> Shop:
     for pod in (made.db, made.cart):
         await serve_echo(mesh, pod)
     await mesh.start_control_plane()
+    told = mesh.agent_options
     for node in mesh.world.nodes:
-        mesh.agent_options = ("--log-filter=info", f"--trust-crl={crl_of(mesh, node)}")
+        mesh.agent_options = (*told, f"--trust-crl={crl_of(mesh, node)}")
         await mesh.start_agent(node)
     await mesh.settled()
     return made

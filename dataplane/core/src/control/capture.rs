@@ -1,6 +1,7 @@
 //! Capture by eBPF at the agent's word: which pods, and what the kernel says of it.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,7 +42,6 @@ impl Capture {
         };
         let (entry, wanted) = (entry.clone(), entry.enrolment());
         self.with(move |kernel| {
-            use std::os::fd::AsFd;
             let own = kernel.adopt(&entry.netns, &wanted, listener.as_fd())?;
             if let Some(own) = own {
                 tracing::info!(uid = entry.info.uid, "captured pod adopted");
@@ -60,7 +60,6 @@ impl Capture {
     async fn enrol(self: &Arc<Self>, entry: Arc<Entry>, wanted: Enrolment) -> Result<(), Failure> {
         let listener = entry.inbound_listener()?;
         self.with(move |kernel| {
-            use std::os::fd::AsFd;
             let listener = listener.ok_or(CaptureError::NoListener)?;
             if !kernel.verify_hooks(None).is_empty() {
                 kernel.repair_hooks()?;
@@ -89,7 +88,6 @@ impl Capture {
         let listener = entry.inbound_listener()?;
         let wanted = entry.enrolment();
         self.with(move |kernel| {
-            use std::os::fd::AsFd;
             // One that was ended and listens again has lost its place.
             if let Some(listener) = &listener {
                 kernel.adopt(&entry.netns, &wanted, listener.as_fd())?;
