@@ -2,7 +2,7 @@
 
 import inspect
 
-from agent import dataplane
+from agent import calls, dataplane, refusals
 from agent.dataplane import Dataplane
 from proto.gen import control_pb2
 
@@ -22,7 +22,7 @@ def test_every_request_has_a_method_that_sends_it() -> None:
 
 
 def test_every_reply_is_read() -> None:
-    source = inspect.getsource(dataplane)
+    source = "".join(map(inspect.getsource, (dataplane, calls, refusals)))
     read = {
         kind
         for kind in bodies(control_pb2.Reply)
@@ -33,6 +33,6 @@ def test_every_reply_is_read() -> None:
 
 def test_every_error_code_has_its_exception() -> None:
     codes = set(control_pb2.Error.Code.values()) - {control_pb2.Error.UNSPECIFIED}
-    assert set(dataplane._BY_CODE) == codes
-    for code, kind in dataplane._BY_CODE.items():
+    assert set(refusals.BY_CODE) == codes
+    for code, kind in refusals.BY_CODE.items():
         assert kind.code == control_pb2.Error.Code.Name(code)

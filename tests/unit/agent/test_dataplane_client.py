@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import calls
 from agent import dataplane as client
 from agent.channel import Channel
 from agent.dataplane import Dataplane
@@ -255,7 +256,7 @@ async def test_silent_data_plane_is_named_after_the_time_limit(
 
     server.answer = answer
     dataplane = await connected(server)
-    monkeypatch.setattr(client, "REQUEST_TIMEOUT", timedelta(milliseconds=50))
+    monkeypatch.setattr(calls, "REQUEST_TIMEOUT", timedelta(milliseconds=50))
     with pytest.raises(client.DataplaneSilent, match="list_pods"):
         await dataplane.list_pods()
     assert dataplane.connected
