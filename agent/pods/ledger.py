@@ -53,12 +53,14 @@ def read(path: Path) -> list[Held]:
 class Ledger:
     """Written before rules come and after they went, so that it never names too few.
 
-    State: `_held` by uid, the same as in the file. Without a path nothing outlives the agent.
+    State: `_held` by uid, the same as in the file, and `_texts`, its lines. Without a path nothing
+    outlives the agent.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._held: dict[str, Held] = {}
+        self._texts: dict[str, str] = {}
 
     def load(self) -> list[Held]:
         """What an earlier agent left. A file that can't be read is as none, but told."""
@@ -66,6 +68,7 @@ class Ledger:
             return []
         try:
             self._held = {held.pod.uid: held for held in read(self._path)}
+            self._texts = {uid: _text(held) for uid, held in self._held.items()}
         except LedgerUnreadable as exc:
             fields = {"file": self._path, "error": exc}
             log.error(
@@ -76,11 +79,12 @@ class Ledger:
     def add(self, pod: Pod, netns: NetnsId, drains_until: datetime | None = None) -> None:
         held = Held(pod, netns, drains_until)
         if self._held.get(pod.uid) != held:
-            self._held[pod.uid] = held
+            self._held[pod.uid], self._texts[pod.uid] = held, _text(held)
             self._write()
 
     def discard(self, uid: str) -> None:
         if self._held.pop(uid, None) is not None:
+            del self._texts[uid]
             self._write()
 
     def _write(self) -> None:
@@ -90,7 +94,8 @@ class Ledger:
         scratch = self._path.with_suffix(".new")
         try:
             if self._held:
-                scratch.write_text(json.dumps([_entry(held) for held in self._held.values()]))
+                # Made once for each pod: a node that starts writes this for every pod it captures.
+                scratch.write_text("[" + ",\n".join(self._texts.values()) + "]")
                 scratch.replace(self._path)
             else:
                 self._path.unlink(missing_ok=True)
@@ -98,9 +103,9 @@ class Ledger:
             log.error("captured pods not noted", extra={"file": self._path, "error": exc})
 
 
-def _entry(held: Held) -> dict[str, object]:
+def _text(held: Held) -> str:
     pod, netns = held.pod, held.netns
-    return {
+    entry = {
         "uid": pod.uid,
         "name": pod.name,
         "namespace": pod.namespace,
@@ -111,6 +116,7 @@ def _entry(held: Held) -> dict[str, object]:
         "device": netns.device,
         "drainsUntil": held.drains_until.timestamp() if held.drains_until else None,
     }
+    return json.dumps(entry)
 
 
 def _held(entry: dict[str, object]) -> Held:

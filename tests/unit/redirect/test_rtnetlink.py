@@ -5,12 +5,12 @@ import sys
 
 PROGRAM = """
 import sys
-from redirect import routes
+from redirect import routes, rtnetlink
 loaded = {name for name in sys.modules if name.startswith("pyroute2")}
 assert "pyroute2.ndb.main" not in loaded, loaded
 import pyroute2
-assert pyroute2.IPRoute is routes.IPRoute
-assert pyroute2.NetlinkError is routes.NetlinkError
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+assert fibmsg is rtnetlink.RuleMessage
 assert pyroute2.NDB
 """
 
