@@ -44,7 +44,7 @@ from agent.xds.status import XdsStatus
 from proto.gen import control_pb2
 from redirect import precapture
 from redirect.base import RedirectError
-from redirect.netns import NetnsThread
+from redirect.netns import NetnsThread, duplicate
 
 # Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
 PATIENCE = 3.0
@@ -137,7 +137,7 @@ class Report:
         found = list(of_pods(views))
         visitor = NetnsThread()
         # Kept open for us: a pod may go meanwhile.
-        opened = [(pod, os.dup(fd)) for pod, fd in self._reconciler.captured_namespaces()]
+        opened = [(pod, duplicate(fd)) for pod, fd in self._reconciler.captured_namespaces()]
         try:
             for pod, fd in opened:
                 with contextlib.suppress(RedirectError):

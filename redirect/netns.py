@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
 import queue
 import threading
@@ -24,8 +25,22 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 CURRENT = "/proc/thread-self/ns/net"
+# libnftables waits for answers by select(2), which takes descriptors below this alone and ends the
+# process otherwise (seen with a thousand pods). What is held for long leaves those free.
+FD_SETSIZE = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def duplicate(fd: int) -> int:
+    """A copy to be held for long, the caller's to close. Raises OSError."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FD_SETSIZE)
+    except OSError as exc:
+        # The limit of open files isn't above, or all those are taken.
+        if exc.errno not in (errno.EINVAL, errno.EMFILE):
+            raise
+        return os.dup(fd)
 
 
 class NetnsThread:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.errors import NetnsMissing, NetnsRefused
+from redirect.netns import duplicate
 
 # ioctl_ns(2): _IO(0xb7, 3) answers with the clone flag of the namespace's kind.
 _NS_GET_NSTYPE = 0xB703
@@ -72,10 +73,11 @@ class NetnsPath:
             raise NetnsRefused(f"{self.path}: can't be opened: {exc.strerror}") from exc
         try:
             check(fd, str(self.path), own=self.own)
-        except BaseException:
+            return duplicate(fd)
+        except OSError as exc:
+            raise NetnsRefused(f"{self.path}: {exc.strerror}; raise LimitNOFILE") from exc
+        finally:
             os.close(fd)
-            raise
-        return fd
 
     def identity(self) -> NetnsId | None:
         """What the path names now; None when nothing."""
@@ -90,13 +92,18 @@ class HeldNetns:
 
     def __init__(self, fd: int) -> None:
         """Takes the descriptor over. Raises NetnsRefused."""
-        self._fd = fd
-        weakref.finalize(self, os.close, fd)
-        check(fd, "the descriptor")
-        self._id = netns_id(fd)
+        try:
+            self._fd = duplicate(fd)
+        except OSError as exc:
+            raise NetnsRefused(f"the descriptor: {exc.strerror}; raise LimitNOFILE") from exc
+        finally:
+            os.close(fd)
+        weakref.finalize(self, os.close, self._fd)
+        check(self._fd, "the descriptor")
+        self._id = netns_id(self._fd)
 
     def open(self) -> int:
-        return os.dup(self._fd)
+        return duplicate(self._fd)
 
     def identity(self) -> NetnsId:
         return self._id

@@ -16,7 +16,7 @@ from agent.pods.source import Pod
 from agent.status import PodView
 from redirect import precapture
 from redirect.base import CaptureConfig, RedirectError
-from redirect.netns import NetnsThread
+from redirect.netns import NetnsThread, duplicate
 from redirect.sockets import Connection
 
 log = logging.getLogger("underpass.pods")
@@ -102,9 +102,9 @@ class Precapture:
             return
         if entry is None or entry.netns != netns:
             self._drop(pod.uid)
-            entry = self._pods[pod.uid] = _Watched(pod, netns, os.dup(netns_fd))
+            entry = self._pods[pod.uid] = _Watched(pod, netns, duplicate(netns_fd))
         elif entry.fd < 0:
-            entry.fd = os.dup(netns_fd)
+            entry.fd = duplicate(netns_fd)
         former = self._former.get(pod.uid)
         also = former.sockets if former is not None and former.netns == netns else ()
         entry.seen = False

@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -54,6 +56,34 @@ async def redirect(leaf: Path) -> AsyncIterator[NftablesCapture]:
     made = NftablesCapture(CaptureConfig(exempt_cgroups=(leaf,)))
     yield made
     await made.close()
+
+
+MANY = """
+import asyncio, sys
+from pathlib import Path
+from agent.pods.netns import NetnsPath
+from redirect import NftablesCapture, Target
+
+async def main():
+    place = NetnsPath(Path(sys.argv[1]))
+    held = [place.open() for _ in range(1100)]
+    redirect, target = NftablesCapture(), Target(uid="u", name="shop/web", netns_fd=held[-1])
+    await redirect.install(target)
+    print(await redirect.verify(target))
+
+asyncio.run(main())
+"""
+
+
+def test_an_agent_that_holds_more_than_a_thousand_namespaces_still_captures(place: World) -> None:
+    """libnftables ends its process where its socket's number is above what select(2) takes."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, f"/run/netns/{place.pod.netns}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "()\n"), done.stderr
 
 
 def routing(place: World) -> str:
