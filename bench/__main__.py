@@ -1,8 +1,8 @@
-"""`python -m bench`: both scripts with their defaults, one after the other."""
+"""`python -m bench`: all scripts with their defaults, one after the other."""
 
 import sys
 
-from bench import push, traffic
+from bench import capture, push, traffic
 
 if __name__ == "__main__":
-    sys.exit(traffic.main([]) or push.main([]))
+    sys.exit(traffic.main([]) or push.main([]) or capture.main([]))
