@@ -49,6 +49,18 @@ static SOCKOPS_DATAPLANE: &[u8] = object!("sockops_dataplane");
 static GETSOCKOPT: &[u8] = object!("getsockopt");
 static LOOKUP: &[u8] = object!("lookup");
 
+/// By the name of the source.
+#[cfg(test)]
+pub(super) static OBJECTS: [(&str, &[u8]); 7] = [
+    ("connect", CONNECT),
+    ("datagram", DATAGRAM),
+    ("getsockopt", GETSOCKOPT),
+    ("lookup", LOOKUP),
+    ("names", NAMES),
+    ("sockops_dataplane", SOCKOPS_DATAPLANE),
+    ("sockops_pods", SOCKOPS_PODS),
+];
+
 /// In the order in which they are attached: what answers first, what redirects last.
 pub(super) static HOOKS: [Hook; 13] = [
     hook(
@@ -141,6 +153,12 @@ impl Objects {
 }
 
 impl Loaded {
+    #[cfg(test)]
+    pub fn info(&self) -> aya::programs::ProgramInfo {
+        let program = self.ebpf.program(self.program).unwrap();
+        program.info().unwrap()
+    }
+
     pub fn fd(&self) -> Result<BorrowedFd<'_>, CaptureError> {
         use std::os::fd::AsFd;
         let program = self.ebpf.program(self.program);

@@ -13,6 +13,8 @@ const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
+#[cfg(test)]
+const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -84,6 +86,23 @@ struct QueryAttr {
     count: u32,
     pad: u32,
     prog_attach_flags: u64,
+}
+
+#[cfg(test)]
+#[derive(Default)]
+#[repr(C)]
+struct TestRunAttr {
+    program: u32,
+    verdict: u32,
+    data_sizes: [u32; 2],
+    data: [u64; 2],
+    repeat: u32,
+    duration: u32,
+    context_in_size: u32,
+    context_out_size: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: [u32; 4],
 }
 
 #[derive(Default)]
@@ -161,6 +180,23 @@ impl Link {
         bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
         Ok(info)
     }
+}
+
+/// Runs the program once with a context made up, which it may change. Its verdict.
+#[cfg(test)]
+pub(super) fn test_run(program: BorrowedFd<'_>, context: &mut [u8]) -> io::Result<u32> {
+    let size = context.len() as u32;
+    let given = context.to_vec();
+    let mut attr = TestRunAttr {
+        program: raw(program),
+        context_in_size: size,
+        context_out_size: size,
+        context_in: given.as_ptr() as u64,
+        context_out: context.as_mut_ptr() as u64,
+        ..TestRunAttr::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.verdict)
 }
 
 /// Ids of the programs that run for sockets of this cgroup, in their order.

@@ -1,6 +1,11 @@
 //! On the real kernel: programs on cgroups of this test's own, clients as processes of their own
 //! inside them, since a socket belongs to the cgroup of the process that makes it.
 
+mod btf;
+mod layout;
+mod lookup;
+mod programs;
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
