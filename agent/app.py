@@ -59,6 +59,7 @@ async def _serve(config: Config) -> int:
         ports=parts.pod_ports(config),
         dns=parts.dns_rules(config),
         precapture=parts.precapture(config),
+        proofs=parts.proofs(config),
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
     present.follow(lambda: feed.present)

@@ -61,6 +61,7 @@ Body = (
     | control_pb2.ListPolicyHits
     | control_pb2.SetTrust
     | control_pb2.Capture
+    | control_pb2.Prove
 )
 
 

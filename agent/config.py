@@ -231,6 +231,7 @@ def _assemble(reader: _Reader) -> Config | None:
             mark=reader["mark"],
             verify_interval=reader["verify-interval"],
             cut_precapture=reader["cut-precapture"],
+            prove_interval=reader["prove-interval"],
             kubelet_cgroup=kubelet_cgroup,
             ebpf=ebpf,
         ),
@@ -404,10 +405,15 @@ def _dataplane(reader: _Reader, node: str) -> DataplaneProcess:
         # An image may name its binary in the environment for all uses; a flag beside it is meant.
         if reader.kind("dataplane.bin") == reader.kind("dataplane.socket"):
             reader.wrong("dataplane.bin", "either a socket or a binary to start, not both")
-        return DataplaneProcess(socket=given, drain_deadline=reader["dataplane.drain-deadline"])
+        return DataplaneProcess(
+            socket=given,
+            prover=_found_binary(reader),
+            drain_deadline=reader["dataplane.drain-deadline"],
+        )
     binary = _binary(reader)
     return DataplaneProcess(
         binary=binary,
+        prover=binary,
         workers=reader["dataplane.workers"],
         cgroup_parent=_cgroup_parent(reader, node),
         drain_deadline=reader["dataplane.drain-deadline"],
@@ -420,16 +426,23 @@ def _binary(reader: _Reader) -> Path | None:
         if named is not None and not os.access(named, os.X_OK):
             reader.wrong("dataplane.bin", f"{named}: no such program")
         return named
-    beside = Path(sys.executable).parent / BINARY
-    if os.access(beside, os.X_OK):
-        return beside
-    found = shutil.which(BINARY, path=reader.environ.get("PATH"))
+    found = _found_binary(reader)
     if found is None:
         reader.wrong(
             "dataplane.bin", f"{BINARY} is neither beside {sys.executable} nor in PATH; name it"
         )
-        return None
-    return Path(found)
+    return found
+
+
+def _found_binary(reader: _Reader) -> Path | None:
+    if reader.given("dataplane.bin"):
+        named: Path | None = reader["dataplane.bin"]
+        return named
+    beside = Path(sys.executable).parent / BINARY
+    if os.access(beside, os.X_OK):
+        return beside
+    found = shutil.which(BINARY, path=reader.environ.get("PATH"))
+    return None if found is None else Path(found)
 
 
 def _cgroup_parent(reader: _Reader, node: str) -> Path | None:

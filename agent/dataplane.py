@@ -105,6 +105,9 @@ class Dataplane:
     async def capture(self, verb: control_pb2.Capture) -> control_pb2.CaptureReply:
         return (await self._calls.ask("capture", verb)).capture
 
+    async def prove(self, ask: control_pb2.Prove) -> control_pb2.ProveReply:
+        return (await self._calls.ask("prove", ask)).prove
+
     async def keep_pods(self, uids: Iterable[str]) -> None:
         """Cuts every pod that isn't named."""
         await self._calls.ask("keep_pods", control_pb2.KeepPods(uids=uids))

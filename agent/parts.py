@@ -16,6 +16,8 @@ from agent.pods.dns import DnsRules
 from agent.pods.file import FileSource
 from agent.pods.precapture import Precapture
 from agent.pods.precapture_note import Note
+from agent.pods.proofs import Means
+from agent.pods.prove_child import ProveChild
 from agent.pods.source import PodSource
 from agent.secret import overwrite_freed_memory
 from agent.slices import Authority, Config
@@ -82,6 +84,24 @@ def precapture(config: Config) -> Precapture:
         Note(config.paths.precapture_note),
         cut_all=config.capture.cut_precapture,
         namespaces=config.namespaces,
+    )
+
+
+def proofs(config: Config) -> Means | None:
+    """Only capture by us is ours to prove."""
+    capture = config.capture
+    if capture.mode in ("none", "external"):
+        return None
+    binary = config.dataplane.prover
+    leaf = None
+    if capture.ebpf is not None:
+        # Hooks run by cgroup, and the child's connections are to be like those of a pod.
+        leaf = capture.ebpf.pods_cgroup / f"underpass-prove-{config.node.name}"
+    return Means(
+        maker=None if binary is None else ProveChild(binary, leaf),
+        interval=capture.prove_interval,
+        ipv6=capture.ipv6,
+        why="no underpass-dataplane here makes the connections; name one (dataplane.bin)",
     )
 
 

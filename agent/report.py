@@ -15,6 +15,7 @@ from agent.feed import NO_AUTHORITY, ConfigurationSource, Feed
 from agent.identity.supply import Supply
 from agent.identity.trust import TrustKeeper, TrustStatus
 from agent.pods.precapture import Precapture
+from agent.pods.proof import NOT_PROVED, PROVED
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodSource
 from agent.problems import (
@@ -212,6 +213,11 @@ class Report:
         return self._reconciler.precapture
 
     @property
+    def proofs(self) -> dict[str, int]:
+        """How many were made, by what came of them."""
+        return dict(self._reconciler.prover.counts)
+
+    @property
     def repairs(self) -> int:
         return self._reconciler.repairs
 
@@ -299,6 +305,8 @@ def summarise(pods: list[PodView], source: str) -> PodSummary:
         served=sum(pod.state == "served" for pod in pods),
         enforced=sum(pod.enforced for pod in pods),
         precapture_connections=sum(pod.precapture_connections or 0 for pod in pods),
+        proved=sum(pod.proof == PROVED for pod in pods),
+        not_proved=sum(pod.proof == NOT_PROVED for pod in pods),
     )
 
 

@@ -118,6 +118,13 @@ SETTINGS: tuple[Setting, ...] = (
         "How often a pod's rules are compared with what they should be",
     ),
     Setting(
+        "prove-interval",
+        values.positive_duration,
+        # Two or four short connections a pod and minute.
+        timedelta(seconds=60),
+        "How often a pod's capture is proved by connections of ours",
+    ),
+    Setting(
         "cut-precapture",
         values.switch,
         False,

@@ -100,6 +100,8 @@ class Capture:
     ports: Ports = field(default_factory=Ports)
     mark: int = 0x539
     verify_interval: timedelta = timedelta(seconds=10)
+    # Between proofs by traffic of one pod.
+    prove_interval: timedelta = timedelta(seconds=60)
     # Of every pod as it is captured, unless its namespace says otherwise.
     cut_precapture: bool = False
     # Whose sockets reach probe ports under capture by eBPF.
@@ -226,6 +228,9 @@ class DataplaneProcess:
 
     socket: Path | None = None
     binary: Path | None = None
+    # Makes the connections that prove capture: `binary`, or what is found where somebody else
+    # starts the data plane; None: none is here.
+    prover: Path | None = None
     workers: int = 0
     # None: it stays in the agent's cgroup and only its mark exempts it.
     cgroup_parent: Path | None = None

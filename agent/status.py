@@ -34,6 +34,11 @@ class PodView:
     verified_at: datetime | None = None
     # How often somebody had changed them, or ended a listener.
     repairs: int = 0
+    # By traffic: proved, not proved, unknown; "" while none was tried, or it isn't ours to prove.
+    proof: str = ""
+    # Why it isn't proved.
+    proof_reason: str = ""
+    proof_at: datetime | None = None
     problem: str = ""
     remedy: str = ""
     # From the data plane; "" until the pod's own record arrived.
@@ -130,6 +135,9 @@ class PodSummary:
     enforced: int = 0
     # Such connections.
     precapture_connections: int = 0
+    # Their capture was proved by traffic.
+    proved: int = 0
+    not_proved: int = 0
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,22 @@ class AgentMetrics:
         pods.add_metric(["verified"], summary.verified)
         pods.add_metric(["failed"], summary.failed)
         yield pods
+        proved = _gauge(
+            "underpass_agent_pods_proved",
+            "Captured pods by what the last proof by traffic found",
+            labels=["state"],
+        )
+        proved.add_metric(["proved"], summary.proved)
+        proved.add_metric(["not_proved"], summary.not_proved)
+        unknown = summary.captured - summary.proved - summary.not_proved
+        proved.add_metric(["unknown"], unknown)
+        yield proved
+        proofs = _counter(
+            "underpass_agent_proofs", "Proofs of capture by what came of them", labels=["result"]
+        )
+        for state, count in self._report.proofs.items():
+            proofs.add_metric([state.replace(" ", "_")], count)
+        yield proofs
         yield _gauge(
             "workload_manager_pending_proxy_count",
             "Pods that aren't served yet",

@@ -44,8 +44,16 @@ def _verified(row: Row) -> str:
     return {True: "yes", False: "NO", None: "unknown"}[row.get("verified")]
 
 
+def _proved(row: Row) -> str:
+    """Of a row without it, nobody here could tell."""
+    known = {"proved": "yes", "not proved": "NO", "": "-"}
+    return known.get(row.get("proof", "unknown"), "unknown")
+
+
 def _problem(row: Row) -> str:
     parts = [row.get("problem"), row.get("remedy")]
+    if not any(parts):
+        parts = [row.get("proof_reason")]
     return "; ".join(part for part in parts if part)
 
 
@@ -76,19 +84,21 @@ pods = _lister(
     [
         Column("POD", qualified),
         Column("STATE", field("state")),
-        Column("VERIFIED", _verified),
+        Column("VERIFIED", _verified, wide=True),
+        Column("PROVED", _proved),
         Column("IDENTITY", _identity),
         Column("IN", _count("inbound_connections"), right=True),
         Column("OUT", _count("outbound_connections"), right=True),
         Column("OLDER", field("precapture_connections"), right=True),
         Column("PROBLEM", _problem),
         Column("UID", field("uid"), wide=True),
+        Column("LAST PROVED", field("proof_at"), wide=True),
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
         Column("NETNS", field("netns"), wide=True),
         Column("OLDER THAN CAPTURE", _older, wide=True),
     ],
     "No pods are known to this node's agent. Check the list it was given by --pods.",
-    "Pods of this node: captured and verified, or why not.",
+    "Pods of this node: captured and proved so, or why not.",
 )
 
 

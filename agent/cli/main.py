@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "dump": ("agent.cli.dump:dump", "Everything this node knows, as JSON."),
     "explain": ("agent.cli.explain:explain", "What would happen to a connection, and why."),
     "log": ("agent.cli.log:log", "Log levels of both processes, shown or changed live."),
-    "pods": ("agent.cli.look:pods", "Pods of this node: captured and verified, or why not."),
+    "pods": ("agent.cli.look:pods", "Pods of this node: captured and proved so, or why not."),
     "policies": ("agent.cli.policies:policies", "Authorization policies and their hits."),
     "services": ("agent.cli.services:services", "Services this node knows."),
     "status": ("agent.cli.status:status", "One screen: what works, what doesn't, what to do."),

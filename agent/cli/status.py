@@ -176,6 +176,8 @@ def _pods(found: dict[str, Any], *, from_agent: bool, external: bool) -> str:
         )
     elif found.get("captured"):
         text += f", {found.get('enforced', 0)} enforced"
+    if found.get("proved"):
+        text += f", {found['proved']} proved"
     if found.get("failed"):
         text += f", {found['failed']} FAILED"
     return f"{text} ({found['source']})" if found.get("source") else text

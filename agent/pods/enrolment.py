@@ -8,6 +8,7 @@ from datetime import datetime
 
 from agent.errors import AgentError
 from agent.pods.netns import NetnsId
+from agent.pods.proof import Proof
 from agent.pods.source import Outcome, Pod
 
 
@@ -69,6 +70,12 @@ class Enrolment:
     # Loop time of the next comparison; 0 at once.
     verify_at: float = 0.0
     verified: datetime | None = None
+    # By traffic; None while none was tried since it was captured, or by this data plane.
+    proof: Proof | None = None
+    # Loop time at which the next is due, with the comparison that follows.
+    prove_at: float = 0.0
+    # How often in a row it failed.
+    disproofs: int = 0
     repairs: int = 0
     failures: int = 0
     error: AgentError | None = None

@@ -1,6 +1,6 @@
 """Pods from a watched YAML file: a list of `name`, `namespace`, `serviceAccount`, `uid`, and
-`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` (a path) and `probePorts` (a list)
-where wanted."""
+`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` and `cgroup` (paths) and `probePorts`
+(a list) where wanted."""
 
 import asyncio
 import logging
@@ -34,6 +34,7 @@ _FIELDS = (
     "dnsCapture",
     "resolvConf",
     "probePorts",
+    "cgroup",
 )
 # A pod has a few containers with three probes each; the data plane looks each arrival up in them.
 PROBE_PORTS_LIMIT = 64
@@ -183,6 +184,7 @@ def _pod(entry: object) -> Pod:
         dns_capture=_dns_capture(entry),
         resolv_conf=_resolv_conf(entry),
         probe_ports=_probe_ports(entry),
+        cgroup=_cgroup(entry),
     )
 
 
@@ -243,6 +245,15 @@ def _probe_ports(entry: Mapping[str, object]) -> tuple[int, ...]:
     if len(set(ports)) > PROBE_PORTS_LIMIT:
         raise _BrokenEntry(f"probePorts: {len(set(ports))} ports, {PROBE_PORTS_LIMIT} at most")
     return tuple(sorted(set(ports)))
+
+
+def _cgroup(entry: Mapping[str, object]) -> Path | None:
+    path = entry.get("cgroup")
+    if path is None:
+        return None
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise _BrokenEntry(f"cgroup: {path!r} is no absolute path of a cgroup2 folder")
+    return Path(path)
 
 
 def _claim(taken: dict[tuple[str, str], int], index: int, pod: Pod) -> None:

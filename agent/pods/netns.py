@@ -135,6 +135,28 @@ def netns_id(fd: int) -> NetnsId:
     return NetnsId(found.st_ino, found.st_dev)
 
 
+# Of one pod; a stat each.
+_PROCESSES = 64
+
+
+def namespaces_of(cgroup: Path) -> set[NetnsId]:
+    """Of processes in a cgroup and those below; empty where none is, or it can't be read."""
+    found: set[NetnsId] = set()
+    looked = 0
+    for members in cgroup.glob("**/cgroup.procs"):
+        try:
+            pids = members.read_text().split()
+        except OSError:
+            continue
+        for pid in pids:
+            if looked >= _PROCESSES:
+                return found
+            looked += 1
+            if (one := _identity(Path("/proc", pid, "ns/net"))) is not None:
+                found.add(one)
+    return found
+
+
 def _identity(path: Path) -> NetnsId | None:
     try:
         found = path.stat()

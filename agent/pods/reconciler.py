@@ -22,6 +22,8 @@ from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.kept import kept_pod
 from agent.pods.ledger import Held, Ledger
 from agent.pods.precapture import Precapture
+from agent.pods.proof import NOT_PROVED
+from agent.pods.proofs import PATIENCE, REMEDY, Announced, Means, Prover
 from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemoved
 from agent.pods.steps import CaptureError, PodTarget, Steps
 from agent.pods.turns import Turns
@@ -66,11 +68,14 @@ class Reconciler:
         ports: Collection[int] = (),
         dns: DnsRules | None = None,
         precapture: Precapture | None = None,
+        proofs: Means | None = None,
     ) -> None:
         """`external`: somebody else redirects traffic to the data plane's listeners, which have
         these `ports` in each pod."""
         self._ledger = ledger or Ledger()
         self.precapture = precapture or Precapture()
+        self._turns = Turns()
+        self.prover = Prover(proofs, self._turns, self._announced_to)
         self._steps = Steps(
             redirect,
             verify_interval=verify_interval,
@@ -81,8 +86,8 @@ class Reconciler:
             ports=ports,
             dns=dns,
             precapture=self.precapture,
+            prover=self.prover,
         )
-        self._turns = Turns()
         self._pods: dict[str, Enrolment] = {}
         # Pods of the data plane that exist, but whose namespaces nobody here has.
         self._kept: set[str] = set()
@@ -92,6 +97,8 @@ class Reconciler:
         self._generation = 0
         self._synced = False
         self._listed = asyncio.Event()
+        # Loop time from which failing proofs keep the node from being ready no longer.
+        self._proofs_until: float | None = None
         # Set for good: a data plane knew the mesh once.
         self._mesh_known = asyncio.Event()
         self._settled = False
@@ -205,6 +212,7 @@ class Reconciler:
         for enrolment in self._pods.values():
             if enrolment.added_to == before:
                 enrolment.added_to = enrolment.tried_in = self._generation
+            self._prove_anew(enrolment)
         self._wake_all()
 
     def detach(self) -> None:
@@ -214,6 +222,7 @@ class Reconciler:
         self._synced = False
         for enrolment in self._pods.values():
             enrolment.drained()
+            self._prove_anew(enrolment)
         if self._kept:
             # They went with it, and can't be added without a namespace.
             log.warning("pods lost with their data plane", extra={"uids": sorted(self._kept)})
@@ -301,6 +310,7 @@ class Reconciler:
         await asyncio.gather(*tasks, return_exceptions=True)
         for enrolment in self._pods.values():
             self._steps.close(enrolment)
+        await self.prover.close()
         await self._steps.end()
         await self.precapture.close()
 
@@ -349,6 +359,12 @@ class Reconciler:
                 # Who held its ports has let go of the others' too.
                 for other in self._waiting_for_ports():
                     other.try_again()
+
+    def _proofs_overdue(self) -> bool:
+        """One pod that can't be proved mustn't keep a restarted node out for ever."""
+        if self._proofs_until is None:
+            self._proofs_until = _now() + PATIENCE
+        return _now() >= self._proofs_until
 
     def _waiting_for_ports(self) -> list[Enrolment]:
         return [entry for entry in self._pods.values() if isinstance(entry.error, InUse)]
@@ -411,6 +427,8 @@ class Reconciler:
         finally:
             enrolment.tried_in = generation
         enrolment.added_to = generation
+        if enrolment.captured and enrolment.proof is None:
+            enrolment.verify_at = 0.0
 
     # ---- helpers
 
@@ -462,9 +480,22 @@ class Reconciler:
         generation = self._generation if self._dataplane is not None else 0
         return Node(generation, self._synced, self._steps.capturing, self._steps.external)
 
+    def _prove_anew(self, enrolment: Enrolment) -> None:
+        """What another data plane received proves nothing of the next one."""
+        self.prover.forget(enrolment)
+        if enrolment.captured and self.prover.proves:
+            enrolment.verify_at = 0.0
+
+    def _announced_to(self) -> tuple[int, Announced] | None:
+        return None if self._dataplane is None else (self._generation, self._dataplane)
+
     def _decided(self, enrolment: Enrolment) -> bool:
-        if enrolment.error is not None or enrolment.verified is not None:
+        if enrolment.error is not None:
             return True
+        if enrolment.verified is not None or enrolment.proof is not None:
+            proof = enrolment.proof
+            proved = proof is not None and proof.state != NOT_PROVED
+            return proved or not self.prover.proves or self._proofs_overdue()
         if enrolment.wanted is None:
             return True
         capturing = self._steps.capturing and not enrolment.pod.only_ports
@@ -472,7 +503,11 @@ class Reconciler:
 
 
 def view(enrolment: Enrolment, node: Node) -> PodView:
-    pod, error = enrolment.pod, enrolment.error
+    pod, error, proof = enrolment.pod, enrolment.error, enrolment.proof
+    problem, remedy = str(error or ""), error.remedy if error else ""
+    disproved = proof is not None and proof.state == NOT_PROVED
+    if proof is not None and disproved and error is None:
+        problem, remedy = f"its capture isn't proved: {proof.reason}", REMEDY
     return PodView(
         uid=pod.uid,
         name=pod.name,
@@ -481,11 +516,14 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
         netns=str(pod.netns),
         state=state(enrolment, node),
         captured=enrolment.captured,
-        verified=enrolment.verified is not None and error is None,
+        verified=enrolment.verified is not None and error is None and not disproved,
         verified_at=enrolment.verified,
         repairs=enrolment.repairs,
-        problem=str(error or ""),
-        remedy=error.remedy if error else "",
+        problem=problem,
+        remedy=remedy,
+        proof=proof.state if proof is not None else "",
+        proof_reason=proof.reason if proof is not None else "",
+        proof_at=proof.at if proof is not None else None,
     )
 
 

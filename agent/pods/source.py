@@ -28,6 +28,8 @@ class Pod:
     resolv_conf: Path | None = None
     # Which the node's kubelet may reach past the mesh.
     probe_ports: tuple[int, ...] = ()
+    # Of cgroup2, above its processes alone.
+    cgroup: Path | None = None
     # Of the agent's own: what alone is reached there, over HBONE; nothing is redirected.
     only_ports: tuple[int, ...] = ()
 
@@ -43,6 +45,7 @@ class Pod:
             dns_capture=other.dns_capture,
             resolv_conf=other.resolv_conf,
             probe_ports=other.probe_ports,
+            cgroup=other.cgroup,
         )
         return self != other and same == other
 

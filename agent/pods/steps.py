@@ -19,8 +19,10 @@ from agent.namespaces import NamespaceTable
 from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment
 from agent.pods.ledger import Ledger
-from agent.pods.netns import netns_id
+from agent.pods.netns import namespaces_of, netns_id
 from agent.pods.precapture import Precapture
+from agent.pods.proof import NOT_PROVED
+from agent.pods.proofs import Prover
 from agent.pods.source import Pod
 from proto.gen import control_pb2
 from redirect import lingering
@@ -66,6 +68,8 @@ class PodTarget(Protocol):
 
     async def list_pods(self) -> list[control_pb2.PodStatus]: ...
 
+    async def prove(self, ask: control_pb2.Prove) -> control_pb2.ProveReply: ...
+
 
 class CaptureError(PodError):
     """A pod's traffic isn't redirected as it should be."""
@@ -77,6 +81,12 @@ class CaptureError(PodError):
         if not retryable:
             self.remedy = "repair it, then start the agent anew (SIGUSR2 ends it alone)"
         super().__init__(text)
+
+
+class ProcessesElsewhere(CaptureError):
+    """What is captured isn't what the pod's processes use."""
+
+    remedy = "correct netns or cgroup in the pod list"
 
 
 class Steps:
@@ -94,6 +104,7 @@ class Steps:
         ports: Collection[int] = (),
         dns: DnsRules | None = None,
         precapture: Precapture,
+        prover: Prover,
     ) -> None:
         """`ports`: of the data plane's listeners in each pod."""
         self._ports = ports
@@ -104,6 +115,7 @@ class Steps:
         self._namespaces: NamespaceTable = namespaces or {}
         self._ledger = ledger
         self._precapture = precapture
+        self._prover = prover
         self._verify_interval = verify_interval.total_seconds()
         self._drain_deadline = drain_deadline
         self.repairs = 0
@@ -188,6 +200,7 @@ class Steps:
             raise CaptureError(f"{target.name}: {'; '.join(problems)}")
         enrolment.captured, enrolment.released, enrolment.drained_by = True, False, 0.0
         self._proven(enrolment)
+        self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         log.info("pod captured", extra=_fields(enrolment))
         await self._look_for_older(enrolment, anew=True)
 
@@ -195,7 +208,12 @@ class Steps:
         """Repairs what somebody changed, then looks whether the pod's namespace is still it."""
         redirect, target = self._present(), _target(enrolment)
         repairs = enrolment.repairs
-        if problems := await redirect.verify(target):
+        due = asyncio.get_running_loop().time() >= enrolment.prove_at
+        problems = await redirect.verify(target)
+        if not problems and due and (proof := enrolment.proof) and proof.state == NOT_PROVED:
+            # It reads well, and traffic goes another way.
+            problems = (proof.reason,)
+        if problems:
             enrolment.verified = None
             found = _fields(enrolment) | {"found": "; ".join(problems)}
             log.warning("pod's rules were changed, repairing", extra=found)
@@ -206,6 +224,9 @@ class Steps:
             self.repairs += 1
         self._proven(enrolment)
         _still_there(enrolment)
+        _processes_there(enrolment)
+        if due or enrolment.repairs > repairs:
+            self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         # While the rules weren't whole, connections may have got past them.
         await self._look_for_older(enrolment, anew=enrolment.repairs > repairs)
 
@@ -249,7 +270,10 @@ class Steps:
         enrolment.verified = datetime.now(UTC)
         # Spread, so that pods of one moment aren't looked at in one moment for ever.
         pause = self._verify_interval * random.uniform(0.9, 1.1)
-        enrolment.verify_at = asyncio.get_running_loop().time() + pause
+        now = asyncio.get_running_loop().time()
+        enrolment.verify_at = now + pause
+        if enrolment.prove_at > now:
+            enrolment.verify_at = min(enrolment.verify_at, enrolment.prove_at)
 
     # ---- away from it
 
@@ -267,6 +291,7 @@ class Steps:
         self._note(enrolment, datetime.now(UTC) + self._patience)
         enrolment.captured, enrolment.released = False, True
         enrolment.verified = None
+        self._prover.forget(enrolment)
         enrolment.verify_at = 0.0
         log.info("pod released", extra=_fields(enrolment))
 
@@ -287,6 +312,7 @@ class Steps:
         self._precapture.forget(enrolment.pod.uid)
         enrolment.captured = enrolment.released = False
         enrolment.verified = None
+        self._prover.forget(enrolment)
         enrolment.verify_at = 0.0
 
     async def remove(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
@@ -348,7 +374,9 @@ class Steps:
         if self._redirect is None:
             external = control_pb2.PodSettings.EXTERNAL
             kind = external if self.external else control_pb2.PodSettings.NONE
-        settings = control_pb2.PodSettings(capture=kind, probe_ports=pod.probe_ports)
+        settings = control_pb2.PodSettings(
+            capture=kind, probe_ports=pod.probe_ports, cgroup=str(pod.cgroup or "")
+        )
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]
             settings.waypoint_required = _ENFORCEMENT[rules.waypoint_required]
@@ -378,6 +406,17 @@ def _still_there(enrolment: Enrolment) -> None:
         enrolment.moved = True
         return
     raise NetnsMissing(f"{netns}: the pod's network namespace isn't there any more")
+
+
+def _processes_there(enrolment: Enrolment) -> None:
+    """Of a pod whose cgroup is known, some process lives in the namespace that we capture."""
+    if enrolment.pod.cgroup is None:
+        return
+    found = namespaces_of(enrolment.pod.cgroup)
+    if found and enrolment.netns not in found:
+        raise ProcessesElsewhere(
+            f"{enrolment.pod.cgroup}: none of its processes lives in {enrolment.pod.netns}"
+        )
 
 
 def _target(enrolment: Enrolment) -> Target:

@@ -26,7 +26,7 @@ ENFORCEMENT_DRY_RUN: Enforcement
 ENFORCEMENT_ON: Enforcement
 
 class Request(_message.Message):
-    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods", "set_trust", "explain", "list_verdicts", "list_policy_hits", "capture")
+    __slots__ = ("id", "fds", "hello", "add_pod", "update_pod", "remove_pod", "keep_pods", "pods_synced", "apply", "new_csr", "install_certificate", "fail_certificate", "list_connections", "get_metrics", "dump", "configure", "drain", "hand_over", "hand_over_done", "take_listeners", "list_pods", "set_trust", "explain", "list_verdicts", "list_policy_hits", "capture", "prove")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class Request(_message.Message):
     LIST_VERDICTS_FIELD_NUMBER: _ClassVar[int]
     LIST_POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    PROVE_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
     hello: Hello
@@ -79,10 +80,11 @@ class Request(_message.Message):
     list_verdicts: ListVerdicts
     list_policy_hits: ListPolicyHits
     capture: Capture
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ..., set_trust: _Optional[_Union[SetTrust, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., list_verdicts: _Optional[_Union[ListVerdicts, _Mapping]] = ..., list_policy_hits: _Optional[_Union[ListPolicyHits, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ...) -> None: ...
+    prove: Prove
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., add_pod: _Optional[_Union[AddPod, _Mapping]] = ..., update_pod: _Optional[_Union[UpdatePod, _Mapping]] = ..., remove_pod: _Optional[_Union[RemovePod, _Mapping]] = ..., keep_pods: _Optional[_Union[KeepPods, _Mapping]] = ..., pods_synced: _Optional[_Union[PodsSynced, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsr, _Mapping]] = ..., install_certificate: _Optional[_Union[InstallCertificate, _Mapping]] = ..., fail_certificate: _Optional[_Union[FailCertificate, _Mapping]] = ..., list_connections: _Optional[_Union[ListConnections, _Mapping]] = ..., get_metrics: _Optional[_Union[GetMetrics, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., hand_over_done: _Optional[_Union[HandOverDone, _Mapping]] = ..., take_listeners: _Optional[_Union[TakeListeners, _Mapping]] = ..., list_pods: _Optional[_Union[ListPods, _Mapping]] = ..., set_trust: _Optional[_Union[SetTrust, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., list_verdicts: _Optional[_Union[ListVerdicts, _Mapping]] = ..., list_policy_hits: _Optional[_Union[ListPolicyHits, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., prove: _Optional[_Union[Prove, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "explain", "verdicts", "policy_hits", "capture", "event")
+    __slots__ = ("id", "fds", "more", "error", "done", "hello", "apply", "new_csr", "connections", "chunk", "listeners", "pods", "certificate", "explain", "verdicts", "policy_hits", "capture", "prove", "event")
     ID_FIELD_NUMBER: _ClassVar[int]
     FDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class Reply(_message.Message):
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     POLICY_HITS_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    PROVE_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     id: int
     fds: int
@@ -118,8 +121,9 @@ class Reply(_message.Message):
     verdicts: VerdictsReply
     policy_hits: PolicyHitsReply
     capture: CaptureReply
+    prove: ProveReply
     event: Event
-    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., explain: _Optional[_Union[ExplainReply, _Mapping]] = ..., verdicts: _Optional[_Union[VerdictsReply, _Mapping]] = ..., policy_hits: _Optional[_Union[PolicyHitsReply, _Mapping]] = ..., capture: _Optional[_Union[CaptureReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., fds: _Optional[int] = ..., more: _Optional[bool] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., hello: _Optional[_Union[HelloReply, _Mapping]] = ..., apply: _Optional[_Union[ApplyReply, _Mapping]] = ..., new_csr: _Optional[_Union[NewCsrReply, _Mapping]] = ..., connections: _Optional[_Union[ConnectionsReply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., listeners: _Optional[_Union[HandOverListeners, _Mapping]] = ..., pods: _Optional[_Union[PodsReply, _Mapping]] = ..., certificate: _Optional[_Union[InstallCertificateReply, _Mapping]] = ..., explain: _Optional[_Union[ExplainReply, _Mapping]] = ..., verdicts: _Optional[_Union[VerdictsReply, _Mapping]] = ..., policy_hits: _Optional[_Union[PolicyHitsReply, _Mapping]] = ..., capture: _Optional[_Union[CaptureReply, _Mapping]] = ..., prove: _Optional[_Union[ProveReply, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
@@ -396,7 +400,7 @@ class Pod(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., service_account: _Optional[str] = ...) -> None: ...
 
 class PodSettings(_message.Message):
-    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required", "only_ports")
+    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required", "cgroup", "only_ports")
     class Capture(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NFTABLES: _ClassVar[PodSettings.Capture]
@@ -416,6 +420,7 @@ class PodSettings(_message.Message):
     RESOLV_CONF_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_ONLY_FIELD_NUMBER: _ClassVar[int]
     WAYPOINT_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    CGROUP_FIELD_NUMBER: _ClassVar[int]
     ONLY_PORTS_FIELD_NUMBER: _ClassVar[int]
     capture: PodSettings.Capture
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -426,8 +431,9 @@ class PodSettings(_message.Message):
     resolv_conf: ResolvConf
     registry_only: Enforcement
     waypoint_required: Enforcement
+    cgroup: str
     only_ports: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ..., only_ports: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ..., cgroup: _Optional[str] = ..., only_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ResolvConf(_message.Message):
     __slots__ = ("nameservers", "search", "ndots")
@@ -489,6 +495,36 @@ class CaptureReply(_message.Message):
     captured: bool
     reasons: _containers.RepeatedCompositeFieldContainer[CaptureReply.Reason]
     def __init__(self, problems: _Optional[_Iterable[str]] = ..., captured: _Optional[bool] = ..., reasons: _Optional[_Iterable[_Union[CaptureReply.Reason, _Mapping]]] = ...) -> None: ...
+
+class Prove(_message.Message):
+    __slots__ = ("expected", "arrived")
+    class Expected(_message.Message):
+        __slots__ = ("uid", "outbound", "inbound")
+        UID_FIELD_NUMBER: _ClassVar[int]
+        OUTBOUND_FIELD_NUMBER: _ClassVar[int]
+        INBOUND_FIELD_NUMBER: _ClassVar[int]
+        uid: str
+        outbound: _containers.RepeatedScalarFieldContainer[bytes]
+        inbound: _containers.RepeatedScalarFieldContainer[bytes]
+        def __init__(self, uid: _Optional[str] = ..., outbound: _Optional[_Iterable[bytes]] = ..., inbound: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    expected: _containers.RepeatedCompositeFieldContainer[Prove.Expected]
+    arrived: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, expected: _Optional[_Iterable[_Union[Prove.Expected, _Mapping]]] = ..., arrived: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ProveReply(_message.Message):
+    __slots__ = ("arrived",)
+    class Arrived(_message.Message):
+        __slots__ = ("uid", "nonces")
+        UID_FIELD_NUMBER: _ClassVar[int]
+        NONCES_FIELD_NUMBER: _ClassVar[int]
+        uid: str
+        nonces: _containers.RepeatedScalarFieldContainer[bytes]
+        def __init__(self, uid: _Optional[str] = ..., nonces: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    arrived: _containers.RepeatedCompositeFieldContainer[ProveReply.Arrived]
+    def __init__(self, arrived: _Optional[_Iterable[_Union[ProveReply.Arrived, _Mapping]]] = ...) -> None: ...
 
 class RemovePod(_message.Message):
     __slots__ = ("uid", "drain", "deadline_ms")

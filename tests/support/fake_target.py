@@ -33,6 +33,9 @@ class FakeTarget:
         # Somebody else holds the ports in every pod.
         self.taken = False
         self.hold = None
+        # What proofs are expected of pods, and whether they arrive.
+        self.expected: dict[str, control_pb2.Prove.Expected] = {}
+        self.arrives = True
 
     async def add_pod(
         self,
@@ -76,3 +79,11 @@ class FakeTarget:
 
     async def pods_synced(self) -> None:
         self.synced = True
+
+    async def prove(self, ask: control_pb2.Prove) -> control_pb2.ProveReply:
+        self.expected.update({entry.uid: entry for entry in ask.expected})
+        reply = control_pb2.ProveReply()
+        for uid in ask.arrived if self.arrives else ():
+            expected = self.expected[uid]
+            reply.arrived.add(uid=uid, nonces=[*expected.outbound, *expected.inbound])
+        return reply

@@ -206,7 +206,7 @@ class Mesh:
             return json.loads(await answer.read() or b"null")
 
     async def settled(self, *nodes: Node) -> None:
-        """Every pod of the nodes, all when none is named, is captured, verified and on record."""
+        """Every pod of the nodes, all when none is named, is captured, proved and on record."""
         for node in nodes or self.world.nodes:
             wanted = {p.uid for p in self.pods if p.ambient and p.sandbox.node is node}
 
@@ -215,10 +215,11 @@ class Mesh:
                     pods = await self.admin(node, "pods")
                 except (aiohttp.ClientError, OSError):
                     return False
-                proved = {p["uid"] for p in pods if p["verified"] and p["identity"]}
+                whole = (p for p in pods if p["verified"] and p["proof"] == "proved")
+                proved = {p["uid"] for p in whole if p["identity"]}
                 return wanted == {p["uid"] for p in pods} and wanted <= proved
 
-            await self.until(f"{len(wanted)} pods verified on {node.name}", ready, node.name)
+            await self.until(f"{len(wanted)} pods proved on {node.name}", ready, node.name)
 
     async def until(
         self,

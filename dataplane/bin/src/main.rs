@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use underpass_core::control::{self, Build, NotReady, Options, SocketError};
+use underpass_core::prove;
 
 mod heap;
 
@@ -39,6 +40,12 @@ struct Arguments {
 enum Command {
     /// Prints the version
     Version,
+    /// Makes the connections that prove pods captured; asked by the agent on standard input
+    Prove {
+        /// cgroup2 folder to move into first
+        #[arg(long, value_name = "PATH")]
+        cgroup: Option<std::path::PathBuf>,
+    },
 }
 
 const BUILD: Build = Build {
@@ -69,9 +76,18 @@ fn main() -> ExitCode {
             };
         }
     };
-    if let Some(Command::Version) = arguments.command {
-        println!("underpass-dataplane {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+    match arguments.command {
+        Some(Command::Version) => {
+            println!("underpass-dataplane {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some(Command::Prove { cgroup }) => {
+            return match prove::run(cgroup.as_deref()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(exit::UNAVAILABLE, &error.to_string()),
+            };
+        }
+        None => {}
     }
     let Some(socket) = arguments.socket else {
         return fail(

@@ -12,6 +12,7 @@ pub mod hbone;
 pub mod identity;
 pub mod inpod;
 pub mod policy;
+pub mod prove;
 pub mod proxy;
 pub mod state;
 pub mod telemetry;

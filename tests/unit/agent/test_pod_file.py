@@ -49,6 +49,12 @@ def test_pid_names_the_namespace_of_that_process() -> None:
     assert not pod.netns.follow
 
 
+def test_a_cgroup_is_a_path() -> None:
+    listing = listed(entry("a", cgroup="/sys/fs/cgroup/kubepods/a"), entry("b", cgroup="a"))
+    assert listing.pods["uid-a"].cgroup == Path("/sys/fs/cgroup/kubepods/a")
+    assert "cgroup: 'a' is no absolute path" in listing.problems[0]
+
+
 def test_probe_ports_are_a_set() -> None:
     pods = listed(entry("a", probePorts=[8081, 80, 80]), entry("b", probePorts=[])).pods
     assert pods["uid-a"].probe_ports == (80, 8081)

@@ -24,6 +24,9 @@ POD = {
     "captured": True,
     "verified": True,
     "verified_at": "2026-11-23T10:00:00+00:00",
+    "proof": "proved",
+    "proof_reason": "",
+    "proof_at": "2026-11-23T10:00:01+00:00",
     "repairs": 2,
     "problem": "",
     "remedy": "",
@@ -37,6 +40,8 @@ BARE = POD | {
     "uid": "api-uid",
     "state": "failed",
     "verified": False,
+    "proof": "not proved",
+    "proof_reason": "went past us",
     "problem": "rule outbound-v4 was removed",
     "remedy": "it is put back by itself",
     "identity": "",
@@ -141,7 +146,9 @@ def test_pods_are_sorted_and_say_why_one_is_not_verified(tmp_path: Path) -> None
     assert "failed" in lines[1]
     assert "NO" in lines[1].split()
     assert "rule outbound-v4 was removed; it is put back by itself" in lines[1]
-    assert lines[2].split()[:6] == ["shop/web", "captured", "yes", "shop/web-account", "3", "14"]
+    wanted = ["shop/web", "captured", "yes", "yes", "shop/web-account", "3", "14"]
+    assert lines[2].split()[:7] == wanted
+    assert "2026-11-23T10:00:01" in lines[2]
     assert "/run/netns/web" in lines[2]
 
 

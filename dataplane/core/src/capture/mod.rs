@@ -20,6 +20,7 @@ use std::path::PathBuf;
 pub use kernel::Kernel;
 pub use pods::{Enrolment, OwnAddresses};
 pub use reasons::Reason;
+pub(crate) use sys::addresses;
 
 /// SO_MARK of the data plane's connections to applications, and so of the applications' answers
 /// (net.ipv4.tcp_fwmark_accept), which a rule leads back over lo (facts istio-ambient 3.1).

@@ -21,6 +21,8 @@ pub struct Enrolment {
     pub dns: bool,
     pub bypass_inbound: bool,
     pub udp_deny: bool,
+    /// Of the pod itself, where that is known.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// What others see as the pod's address, by family.
@@ -123,7 +125,9 @@ impl Kernel {
         let Some(slot) = self.slot(described.cookie) else {
             return Ok(vec!["the pod is not enrolled".into()]);
         };
-        let mut problems = self.verify_hooks(None);
+        // Its last process may have gone, and its cgroup with it.
+        let cgroup = pod.cgroup.as_deref().filter(|path| path.is_dir());
+        let mut problems = self.verify_hooks(cgroup);
         let wanted = PodValue {
             slot,
             flags: self.flags(pod),

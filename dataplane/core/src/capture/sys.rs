@@ -236,7 +236,7 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// Addresses of all interfaces of the namespace that this thread is in, loopback's own 127/8 and
 /// ::1 left out.
-pub(super) fn addresses() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn addresses() -> io::Result<Vec<IpAddr>> {
     let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
     // SAFETY: `first` is written on success and freed once below.
     if unsafe { libc::getifaddrs(&raw mut first) } != 0 {

@@ -335,3 +335,29 @@ async fn own_addresses_that_somebody_changed_in_the_map_are_found_and_put_right(
     assert!(kernel.verify(&node.netns, &pod, true).unwrap().is_empty());
     assert!(kernel.own_addresses.get(&own("192.0.2.1"), 0).is_err());
 }
+
+#[tokio::test]
+async fn a_pod_whose_own_cgroup_the_programs_dont_cover_is_told() {
+    let mut node = Node::new();
+    node.enrol();
+    let (kernel, netns) = (node.kernel.as_mut().unwrap(), &node.netns);
+    let mut found = |cgroup: PathBuf| {
+        let cgroup = Some(cgroup);
+        let pod = Enrolment { cgroup, ..pod() };
+        kernel.verify(netns, &pod, true).unwrap()
+    };
+    let (below, outside) = (
+        node.capture.pods_cgroup.join("its-own"),
+        node.capture.pods_cgroup.with_extension("elsewhere"),
+    );
+    std::fs::create_dir(&below).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    let (covered, uncovered) = (found(below.clone()), found(outside.clone()));
+    std::fs::remove_dir(&below).unwrap();
+    std::fs::remove_dir(&outside).unwrap();
+    assert_eq!(covered, Vec::<String>::new());
+    let wanted = format!("connect4 doesn't run for {}", outside.display());
+    assert!(uncovered.contains(&wanted), "{uncovered:?}");
+    // One that went with its last process says nothing.
+    assert_eq!(found(outside), Vec::<String>::new());
+}

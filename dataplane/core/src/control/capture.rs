@@ -190,6 +190,7 @@ pub(super) fn enrolment(settings: &pb::PodSettings) -> Enrolment {
         dns: settings.dns,
         bypass_inbound: settings.bypass_inbound,
         udp_deny: false,
+        cgroup: (!settings.cgroup.is_empty()).then(|| PathBuf::from(&settings.cgroup)),
     }
 }
 

@@ -13,6 +13,7 @@ use super::instance::Instance;
 use super::session::{Job, Session};
 use super::{handover, status, streams};
 use crate::identity::Identity;
+use crate::proxy::proof::{EXPECTED, Nonce};
 use crate::telemetry::KEPT;
 use crate::tls::Trust;
 use crate::wire::control as pb;
@@ -48,6 +49,7 @@ pub(super) async fn answer(session: &Session, job: Job) {
         Ask::SetTrust(trust) => set_trust(instance, trust).await,
         Ask::Explain(ask) => streams::explain(instance, ask).await,
         Ask::Capture(ask) => capture(instance, ask).await,
+        Ask::Prove(ask) => prove(instance, &ask),
         Ask::Hello(_) => Err(Failure::invalid("", "Hello was said before")),
     };
     answer.last(result).await;
@@ -116,6 +118,37 @@ async fn capture(instance: &Instance, ask: pb::Capture) -> Result {
         }
     }
     Ok(Body::Capture(reply))
+}
+
+fn prove(instance: &Instance, ask: &pb::Prove) -> Result {
+    let pods = &instance.configured()?.pods;
+    for expected in &ask.expected {
+        let (outbound, inbound) = (nonces(&expected.outbound)?, nonces(&expected.inbound)?);
+        if let Ok(entry) = pods.known(&expected.uid) {
+            entry.proxy.proofs().expect(&outbound, &inbound);
+        }
+    }
+    let arrived = ask.arrived.iter().filter_map(|uid| {
+        let entry = pods.known(uid).ok()?;
+        let nonces = entry.proxy.proofs().arrived();
+        Some(pb::prove_reply::Arrived {
+            uid: uid.clone(),
+            nonces: nonces.iter().map(|nonce| nonce.to_vec().into()).collect(),
+        })
+    });
+    Ok(Body::Prove(pb::ProveReply {
+        arrived: arrived.collect(),
+    }))
+}
+
+fn nonces(given: &[bytes::Bytes]) -> std::result::Result<Vec<Nonce>, Failure> {
+    if given.len() > EXPECTED {
+        let text = format!("{} nonces, {EXPECTED} at most", given.len());
+        return Err(Failure::invalid("prove", text));
+    }
+    let parsed = given.iter().map(|nonce| Nonce::try_from(&nonce[..]));
+    let parsed: std::result::Result<_, _> = parsed.collect();
+    parsed.map_err(|_| Failure::invalid("prove", "a nonce has 16 bytes"))
 }
 
 async fn keep_pods(instance: &Instance, keep: &pb::KeepPods) -> Result {

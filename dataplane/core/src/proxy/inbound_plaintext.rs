@@ -11,6 +11,7 @@ use super::connection::{Checked, Direction, Facts, Open, Protocol};
 use super::error::{Early, Failed};
 use super::labels::Peer;
 use super::pod::{Place, Pod, reset, run};
+use super::proof;
 use super::traceparent::Trace;
 use crate::config::canonical_addr;
 use crate::inpod::original_dst;
@@ -18,12 +19,20 @@ use crate::policy::Subject;
 use crate::telemetry::{Labels, Reporter};
 
 pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
-    let (mut open, permit) = match Box::pin(check(&pod, &client, peer)).await {
+    let refuse = |client, dst, error: &Early| {
+        pod.refuse(Direction::Inbound, peer, dst, error);
+        reset(client);
+    };
+    let dst = match captured(&client, pod.shared.config.ports.inbound_plaintext) {
+        Ok(dst) => dst,
+        Err(error) => return refuse(client, None, &error),
+    };
+    if dst.port() == proof::PORT {
+        return Box::pin(proof::meet(&pod, Direction::Inbound, client)).await;
+    }
+    let (mut open, permit) = match Box::pin(check(&pod, dst, peer)).await {
         Ok(checked) => checked,
-        Err((dst, error)) => {
-            pod.refuse(Direction::Inbound, peer, dst, &error);
-            return reset(client);
-        }
+        Err(error) => return refuse(client, Some(dst), &error),
     };
     let connection = open.connection.clone();
     let result = match Box::pin(establish(&pod, &mut open, peer)).await {
@@ -37,20 +46,13 @@ pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     drop(permit);
 }
 
-async fn check(
-    pod: &Pod,
-    client: &TcpStream,
-    peer: SocketAddr,
-) -> Result<(Open, Place), (Option<SocketAddr>, Early)> {
-    let dst = captured(client, pod.shared.config.ports.inbound_plaintext)
-        .map_err(|error| (None, error))?;
-    let with_dst = |error: Early| (Some(dst), error);
+async fn check(pod: &Pod, dst: SocketAddr, peer: SocketAddr) -> Result<(Open, Place), Early> {
     let config = &pod.shared.config;
     if config.ports.is_own(dst.port()) {
-        return Err(with_dst(Early::SelfCall(dst)));
+        return Err(Early::SelfCall(dst));
     }
-    let permit = pod.admit(2).map_err(with_dst)?;
-    let own = pod.own_workload().await.map_err(with_dst)?;
+    let permit = pod.admit(2)?;
+    let own = pod.own_workload().await?;
     let snapshot = pod.shared.store.snapshot();
     let source = Peer::source(&snapshot, config, peer.ip(), None, None);
     let destination = Peer::of(&own, Some(own.identity()));

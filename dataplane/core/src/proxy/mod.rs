@@ -34,6 +34,7 @@ mod labels;
 mod names;
 mod outbound;
 mod pod;
+pub(crate) mod proof;
 mod proxy_protocol;
 mod recheck;
 mod registry;
@@ -75,6 +76,7 @@ pub use accept::Loss;
 pub use enforcement::{Demands, Enforcement};
 pub use names::Names;
 pub(crate) use pod::Pod;
+use proof::Proofs;
 use registry::Registry;
 use route::Budgets;
 pub(crate) use tasks::Tasks;
@@ -148,6 +150,7 @@ impl PodProxy {
             demands: arc_swap::ArcSwap::default(),
             demanded: Notify::new(),
             budgets: Budgets::default(),
+            proofs: Proofs::default(),
         });
         let (losses, lost) = mpsc::channel(LOSSES);
         let metrics = &pod.shared.telemetry.metrics;
@@ -323,6 +326,11 @@ impl PodProxy {
         let pod = &self.pod;
         let describe = |connection: Arc<connection::Connection>| connection.describe(&pod.info.uid);
         pod.registry.each_shard().flatten().map(describe).collect()
+    }
+
+    /// Connections that prove its capture.
+    pub fn proofs(&self) -> &Proofs {
+        &self.pod.proofs
     }
 
     /// (inbound, outbound)

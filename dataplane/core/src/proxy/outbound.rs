@@ -13,6 +13,7 @@ use super::connection::{Direction, Open};
 use super::error::Early;
 use super::names::NoAddress;
 use super::pod::{Place, Pod, reset, run};
+use super::proof;
 use super::traceparent::Trace;
 use crate::config::canonical_addr;
 use crate::inpod::Netns;
@@ -56,6 +57,9 @@ pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
             return reset(client);
         }
     };
+    if proof::is_outbound(wanted.dst) {
+        return Box::pin(proof::meet(&pod, Direction::Outbound, client)).await;
+    }
     let Ok(established) = Box::pin(establish(&pod, wanted)).await else {
         return reset(client);
     };

@@ -13,6 +13,7 @@ use super::connection::{Connection, Facts, Open};
 use super::copy::{self, Leg};
 use super::enforcement::{Demands, Enforcement};
 use super::error::{Early, Failed};
+use super::proof::Proofs;
 use super::registry::{Permit, Registry};
 use super::route::Budgets;
 use super::verdict;
@@ -37,6 +38,7 @@ pub struct Pod {
     /// They changed.
     pub demanded: Notify,
     pub budgets: Budgets,
+    pub proofs: Proofs,
 }
 
 /// A connection's place among the pod's, with its sockets.

@@ -14,6 +14,7 @@ pub struct Bounds {
     pub original_source_lost: Counter,
     pub endpoint_retries: Counter,
     pub verdicts_forgotten: Counter,
+    pub proofs: Family<[(&'static str, &'static str); 1], Counter>,
     pub capture_exits: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
@@ -22,6 +23,11 @@ impl Bounds {
     pub fn capture_exit(&self, reason: &'static str, count: u64) {
         let exits = self.capture_exits.get_or_create(&[("reason", reason)]);
         exits.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// `outcome` of a connection that came to prove a pod's capture, or pretended to.
+    pub fn proof(&self, outcome: &'static str) {
+        self.proofs.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -44,6 +50,11 @@ impl Bounds {
             "underpass_capture_exits",
             "Verdicts of the eBPF programs of the node, by their reasons (unstable)",
             self.capture_exits.clone(),
+        );
+        registry.register(
+            "underpass_proof_connections",
+            "Connections to the port of capture's proofs, by what they said (unstable)",
+            self.proofs.clone(),
         );
         registry.register(
             "underpass_endpoint_retries",
