@@ -15,7 +15,7 @@ RUST_SOURCES := $(shell find dataplane proto -name '*.rs' -o -name '*.toml' -o -
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: setup demo test fuzz lint bench docs clean proto lock help
+.PHONY: setup demo test test-long fuzz lint bench docs clean proto lock help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ test: setup ## Everything that CI runs of tests
 	tools/fuzz 5
 	tools/istioctl >/dev/null
 	$(BIN)/python -m pytest
+
+test-long: setup ## What takes too long for `make test`: a hundred thousand connections in turn, thirty thousand at once
+	UNDERPASS_TEST_LONG=1 $(BIN)/python -m pytest tests/netns/test_recorded_state.py
 
 fuzz: setup ## Every parser of foreign bytes for FUZZ_SECONDS (600) each
 	tools/fuzz $(FUZZ_SECONDS)
