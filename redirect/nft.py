@@ -13,8 +13,13 @@ NO_LIBRARY = (
 )
 
 
+class Exists(RedirectError):
+    """Something that was to be created is there."""
+
+
 def run(text: str) -> None:
-    """Applies the text as one transaction: all of it, or RedirectError and nothing."""
+    """Applies the text as one transaction: all of it, or RedirectError and nothing; Exists where
+    it creates what is there."""
     code, _, error = _context().cmd(text)
     if code != 0:
         raise explain(error)
@@ -46,6 +51,8 @@ def explain(error: str) -> RedirectError:
     if "cgroupv2 path fails" in error:
         # The leaf went away between our look at it and nft's.
         return RedirectError(f"nft: {first}; is the data plane running?")
+    if "File exists" in error:
+        return Exists(f"nft: {first}")
     if "Operation not permitted" in error:
         return NotRetryable(f"nft: {first}; give the agent CAP_NET_ADMIN")
     if "Operation not supported" in error or "Protocol error" in error:

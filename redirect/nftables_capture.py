@@ -59,6 +59,7 @@ class NftablesCapture:
         self._netns = NetnsThread()
         # A namespace without interfaces where rules can be tried and read back.
         self._scratch: int | None = None
+        self._cgroup2 = cgroups.Mount()
         # Whether rules can match the cgroup of a socket here; None until tried.
         self._by_cgroup: bool | None = None
         # Whether older connections outlive the rules; told by `probe`.
@@ -98,7 +99,7 @@ class NftablesCapture:
             # Routing first: without it a redirected connection's replies would leave the pod.
             added = routes.install(ipv6=ipv6)
             try:
-                nft.run(text)
+                _load(text)
             except BaseException:
                 routes.remove(added)
                 raise
@@ -183,7 +184,7 @@ class NftablesCapture:
         leaves = self._config.exempt_cgroups
         if not leaves or not await self._can_match_cgroups():
             return ()
-        mounted = cgroups.mount_point(cgroups.MOUNTINFO.read_text())
+        mounted = self._cgroup2.point()
         if mounted is None:
             raise NotRetryable(f"cgroup2 isn't mounted below {cgroups.NFT_ROOT} any more")
         return tuple(cgroups.match(leaf, mounted) for leaf in leaves)
@@ -191,7 +192,7 @@ class NftablesCapture:
     async def _can_match_cgroups(self) -> bool:
         """Tried with the root of the mount, which needs no leaf to be there yet."""
         if self._by_cgroup is None:
-            mounted = cgroups.mount_point(cgroups.MOUNTINFO.read_text())
+            mounted = self._cgroup2.point()
             if mounted is None:
                 self._by_cgroup = False
                 return False
@@ -236,6 +237,13 @@ class NftablesCapture:
                 raise type(exc)(f"{target.name}: {exc}") from exc
 
         return await self._netns.run(target.netns_fd, named, subject=target.name)
+
+
+def _load(text: str) -> None:
+    try:
+        nft.run(ruleset.first(text))
+    except nft.Exists:
+        nft.run(text)
 
 
 def _try(text: str) -> readback.Objects:

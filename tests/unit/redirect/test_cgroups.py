@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from redirect import NotRetryable, RedirectError
-from redirect.cgroups import CgroupMatch, identify, match, mount_point
+from redirect import NotRetryable, RedirectError, cgroups
+from redirect.cgroups import CgroupMatch, Mount, identify, match, mount_point
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -25,6 +25,23 @@ def test_a_mount_that_nft_cannot_name_counts_as_none() -> None:
     assert mount_point(ELSEWHERE) is None
     assert mount_point("") is None
     assert mount_point(ELSEWHERE + UNIFIED) == Path("/sys/fs/cgroup")
+
+
+def test_the_list_of_mounts_is_read_again_only_when_the_mount_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, listed = tmp_path / "first", tmp_path / "second", tmp_path / "mountinfo"
+    monkeypatch.setattr(cgroups, "MOUNTINFO", listed)
+    monkeypatch.setattr(cgroups, "NFT_ROOT", tmp_path)
+    for folder in (first, second):
+        folder.mkdir()
+    listed.write_text(f"31 30 0:26 / {first} rw - cgroup2 cgroup2 rw\n")
+    mount = Mount()
+    assert mount.point() == first
+    listed.write_text(f"32 30 0:27 / {second} rw - cgroup2 cgroup2 rw\n")
+    assert mount.point() == first
+    first.rmdir()
+    assert mount.point() == second
 
 
 def test_the_path_is_relative_to_nfts_root_and_the_level_to_the_mount() -> None:
