@@ -32,7 +32,7 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml $(RUST_SOURCES)
 	touch $@
 
 demo: setup ## Two nodes, six pods, every claim proved, everything removed again
-	$(BIN)/underpass demo
+	$(BIN)/underpass demo $(if $(CAPTURE),--capture $(CAPTURE))
 
 test: setup ## Everything that CI runs of tests
 	cargo test --manifest-path dataplane/Cargo.toml --workspace --locked

@@ -8,7 +8,6 @@ from collections.abc import Coroutine
 
 from agent import logs, parts
 from agent.admin.servers import Servers
-from agent.capture import PresentCapture
 from agent.claim import claimed
 from agent.errors import AgentError
 from agent.feed import ConfigurationSource, Feed
@@ -43,8 +42,9 @@ def run(config: Config) -> int:
 
 
 async def _serve(config: Config) -> int:
-    present = PresentCapture()
+    present = parts.capture_client(config)
     redirect, capture = await parts.redirect(config, present)
+    log.info("capture chosen", extra={"mode": capture.mode, "why": capture.reason})
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)
     trust = parts.trust_keeper(config)

@@ -1,20 +1,24 @@
 """The present data plane as the one who captures by eBPF."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from agent.dataplane import Dataplane, DataplaneError
 from proto.gen import control_pb2
-from redirect.base import NetnsGone, NotRetryable, RedirectError
+from redirect.base import NetnsGone, NotRetryable, Probe, RedirectError
 
 
 class PresentCapture:
     """Implements redirect.ebpf.CaptureClient. State: `_present`, by `follow`."""
 
-    def __init__(self) -> None:
+    def __init__(self, probe: Callable[[], Awaitable[Probe]]) -> None:
+        self._probe = probe
         self._present: Callable[[], Dataplane | None] = lambda: None
 
     def follow(self, present: Callable[[], Dataplane | None]) -> None:
         self._present = present
+
+    async def probe(self) -> Probe:
+        return await self._probe()
 
     async def install(self, uid: str) -> None:
         await self._ask(control_pb2.Capture(install=uid))

@@ -217,7 +217,7 @@ def _assemble(reader: _Reader) -> Config | None:
     mode, own = _capture_mode(reader), _own_workload(reader)
     pods_cgroup = _named_cgroup(reader, "pods-cgroup", mode)
     kubelet_cgroup = _named_cgroup(reader, "kubelet-cgroup", mode)
-    ebpf = _ebpf(reader, node.name, pods_cgroup) if mode == "ebpf" else None
+    ebpf, no_ebpf = _ebpf(reader, node.name, pods_cgroup, mode)
     if reader.mistakes:
         return None
     return Config(
@@ -234,6 +234,7 @@ def _assemble(reader: _Reader) -> Config | None:
             prove_interval=reader["prove-interval"],
             kubelet_cgroup=kubelet_cgroup,
             ebpf=ebpf,
+            no_ebpf=no_ebpf,
         ),
         source=source,
         authority=authority,
@@ -272,21 +273,34 @@ def _capture_mode(reader: _Reader) -> str:
     return "external" if mode == "auto" and pods.redirected_elsewhere else str(mode)
 
 
-def _ebpf(reader: _Reader, node: str, pods_cgroup: Path | None) -> Ebpf | None:
+def _ebpf(
+    reader: _Reader, node: str, pods_cgroup: Path | None, mode: str
+) -> tuple[Ebpf | None, str]:
+    """Or why there can't be one: a mistake where it was asked for."""
+    if mode not in ("auto", "ebpf"):
+        return None, ""
     mount = cgroup2_mount()
+    kubepods = [mount / "kubepods.slice", mount / "kubepods"] if mount else []
+    chosen = pods_cgroup or next((path for path in kubepods if path.is_dir()), None)
+    lacks = {}
     if mount is None:
-        reader.wrong("capture", "ebpf needs cgroup2: mount it, or choose nftables")
-        return None
+        lacks["capture"] = "ebpf needs cgroup2: mount it, or choose nftables"
+    elif chosen is None or not chosen.is_dir():
+        missing = chosen or f"no kubepods below {mount}"
+        lacks["pods-cgroup"] = f"{missing}: name the cgroup above all processes of all pods"
     if reader["dataplane.cgroup-parent"] == "none":
-        reader.wrong("capture", "ebpf needs a cgroup of the data plane: see cgroup-parent")
-    if pods_cgroup is None:
-        kubepods = [mount / "kubepods.slice", mount / "kubepods"]
-        pods_cgroup = next((path for path in kubepods if path.is_dir()), None)
-    if pods_cgroup is None or not pods_cgroup.is_dir():
-        missing = pods_cgroup or f"no kubepods below {mount}"
-        reader.wrong("pods-cgroup", f"{missing}: name the cgroup above all processes of all pods")
-        return None
-    return Ebpf(pods_cgroup, Path(reader["ebpf.folder"]) / node, reader["ebpf.pod-max-pending"])
+        lacks["dataplane.cgroup-parent"] = "ebpf needs a cgroup of the data plane"
+    if mode == "auto" and reader["dataplane.socket"] is not None:
+        # What it can do isn't known before it answers, and then the choice is made.
+        what = "somebody else starts the data plane: say --capture ebpf if it has a --cgroup"
+        lacks["dataplane.socket"] = what
+    if mode == "ebpf":
+        for name, what in lacks.items():
+            reader.wrong(name, what)
+    if lacks or chosen is None:
+        return None, "; ".join(f"{name}: {what}" for name, what in lacks.items())
+    folder = Path(reader["ebpf.folder"]) / node
+    return Ebpf(chosen, folder, reader["ebpf.pod-max-pending"]), ""
 
 
 def _own_workload(reader: _Reader) -> choice.OwnWorkload | None:

@@ -3,8 +3,10 @@
 import logging
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+from agent import ebpf_probe
 from agent.capture import PresentCapture
 from agent.errors import CaptureUnusable
 from agent.feed import ConfigurationSource
@@ -42,14 +44,19 @@ async def redirect(config: Config, present: PresentCapture) -> tuple[Redirect | 
     if config.capture.mode == "external":
         who = "the ZDS server" if config.pods.kind == "zds" else "somebody else"
         return None, CaptureView("external", f"{who} redirects traffic to the data plane")
-    if config.capture.mode == "ebpf":
+    mode, why_not = config.capture.mode, config.capture.no_ebpf
+    if mode == "ebpf" or (mode == "auto" and not why_not):
         from redirect.ebpf import EbpfCapture
 
         ebpf = EbpfCapture(present, capture_config(config))
         probe = await ebpf.probe()
-        if not probe.usable:
+        if probe.usable:
+            chosen = "asked for" if mode == "ebpf" else "the node has all that it needs"
+            return ebpf, CaptureView("ebpf", chosen, probe.notes)
+        await ebpf.close()
+        if mode == "ebpf":
             raise CaptureUnusable(f"ebpf: {probe.reason}")
-        return ebpf, CaptureView("ebpf", "asked for", probe.notes)
+        why_not = probe.reason
     from redirect.nftables_capture import NftablesCapture
 
     plain = capture_config(config)
@@ -60,8 +67,12 @@ async def redirect(config: Config, present: PresentCapture) -> tuple[Redirect | 
     if not probe.usable:
         await capture.close()
         raise CaptureUnusable(f"nftables: {probe.reason}")
-    chosen = "asked for" if config.capture.mode == "nftables" else "by eBPF only where asked for"
+    chosen = "asked for" if mode == "nftables" else f"not by eBPF: {why_not}"
     return capture, CaptureView("nftables", chosen, probe.notes)
+
+
+def capture_client(config: Config) -> PresentCapture:
+    return PresentCapture(partial(ebpf_probe.probe, config.capture.ebpf, config.dataplane))
 
 
 def capture_config(config: Config) -> CaptureConfig:

@@ -77,8 +77,8 @@ SETTINGS: tuple[Setting, ...] = (
         "capture",
         values.one_of("auto", "ebpf", "nftables", "external", "none"),
         "auto",
-        "How traffic is caught; external: by somebody else's rules [auto: nftables with file, "
-        "external with zds and self]",
+        "How traffic is caught; external: by somebody else's rules [auto: external with zds and "
+        "self; with file by eBPF where the node can, else by nftables]",
     ),
     Setting(
         "ebpf.folder",

@@ -108,6 +108,8 @@ class Capture:
     kubelet_cgroup: Path | None = None
     # None: no pod is captured by eBPF.
     ebpf: Ebpf | None = None
+    # Why not, where that is known before the kernel is asked.
+    no_ebpf: str = ""
 
 
 @dataclass(frozen=True)

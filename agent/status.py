@@ -56,7 +56,7 @@ class PodView:
 
 @dataclass(frozen=True)
 class CaptureView:
-    # nftables, external or none.
+    # ebpf, nftables, external or none.
     mode: str
     # Why this one, or why not the other.
     reason: str = ""

@@ -18,11 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from agent.cli.demo.cgroup import of_this_process
 from agent.cli.demo.mesh import MeshError
 from agent.cli.demo.world import WorldError
 from bench import enrol, load, relay
 from bench.enrol import Enrolled
-from bench.pods_cgroup import pods_cgroup
 from bench.relay import Connecting
 
 MODES = ("ebpf", "nftables")
@@ -49,7 +49,8 @@ def machine() -> Machine:
 
 async def measure(pods: int, seconds: float, rounds: int) -> Result:
     seen = machine()
-    with tempfile.TemporaryDirectory(prefix="underpass-bench-") as name, pods_cgroup() as cgroup:
+    folder = tempfile.TemporaryDirectory(prefix="underpass-bench-")
+    with folder as name, of_this_process("underpass-bench") as cgroup:
         connecting: list[Connecting] = []
         if rounds:
             connecting = await relay.measure(MODES, Path(name), cgroup, seconds, rounds)

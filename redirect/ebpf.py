@@ -29,7 +29,9 @@ _FWMARK_ACCEPT = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
 
 
 class CaptureClient(Protocol):
-    """The data plane, as the one who captures. Each raises RedirectError."""
+    """The data plane, as the one who captures. Each but `probe` raises RedirectError."""
+
+    async def probe(self) -> Probe: ...
 
     async def install(self, uid: str) -> None: ...
 
@@ -43,6 +45,9 @@ class CaptureClient(Protocol):
 
 class Detached:
     """A CaptureClient for after the node's pins were removed: nothing is captured any more."""
+
+    async def probe(self) -> Probe:
+        return Probe(usable=False, reason="the node's programs were removed")
 
     async def install(self, uid: str) -> None:
         raise RedirectError("the node's programs were removed")
@@ -70,10 +75,7 @@ class EbpfCapture:
         self._netns = NetnsThread()
 
     async def probe(self) -> Probe:
-        """The kernel's own verdict comes with the first pod."""
-        if not Path("/proc/sys/kernel/unprivileged_bpf_disabled").exists():
-            return Probe(usable=False, reason="the kernel has no bpf(2) (CONFIG_BPF_SYSCALL)")
-        return Probe(usable=True)
+        return await self._client.probe()
 
     async def install(self, target: Target) -> None:
         ipv6 = self._config.ipv6

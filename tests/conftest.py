@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from agent.cli.demo.cgroup import of_this_process
 from agent.cli.demo.mesh import Mesh
 from agent.cli.demo.netns import FOLDER
 from agent.cli.demo.world import PREFIX, World, cgroup2_mounts, down
 from tests.support.capture import CAPTURE_MODES
 from tests.support.meshes import mesh_of, stocked
-from tests.support.pods_cgroup import pods_cgroup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -77,7 +77,7 @@ def capture(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _pods_cgroup() -> Iterator[Path]:
-    with pods_cgroup() as cgroup:
+    with of_this_process("underpass-tests") as cgroup:
         yield cgroup
 
 

@@ -1,4 +1,5 @@
-"""`underpass demo`: runs the story; `underpass demo down` removes every trace."""
+"""`underpass demo`: runs the story; `underpass demo exec` runs a command as one of its pods;
+`underpass demo down` removes every trace."""
 
 import asyncio
 import contextlib
@@ -12,21 +13,30 @@ from typing import Any
 
 import click
 
+from agent.cli.demo import cgroup
 from agent.cli.demo.mesh import Mesh, MeshError
 from agent.cli.demo.shop import HTTP_PORT
 from agent.cli.demo.story import ClaimFailed, Story
-from agent.cli.demo.world import World, WorldError, down, forget
+from agent.cli.demo.world import PREFIX as UP
+from agent.cli.demo.world import World, WorldError, down, forget, namespaces, remove_cgroup
 
 PREFIX = "demo"
 RUN_DIR = Path("/run/underpass")
 FOLDER = Path("/run/underpass-demo")
+PODS_CGROUP = "underpass-demo"
 
 
 @click.group(invoke_without_command=True)
 @click.option("--keep", is_flag=True, help="Leave the mesh up and print commands to explore it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for machines.")
+@click.option(
+    "--capture",
+    type=click.Choice(["auto", "ebpf", "nftables"]),
+    default="auto",
+    help="How traffic is caught. [auto: by eBPF where the machine can, else by nftables]",
+)
 @click.pass_context
-def demo(context: click.Context, keep: bool, as_json: bool) -> None:
+def demo(context: click.Context, keep: bool, as_json: bool, capture: str) -> None:
     """Two nodes, six pods, one wire: every claim is proved on the running mesh.
 
     Needs root. Everything lives in network namespaces of its own; the host's network isn't
@@ -36,7 +46,25 @@ def demo(context: click.Context, keep: bool, as_json: bool) -> None:
         return
     if os.geteuid() != 0:
         raise click.ClickException("the demo makes network namespaces: run it as root")
-    sys.exit(asyncio.run(tell(keep, Voice(as_json))))
+    sys.exit(asyncio.run(tell(keep, Voice(as_json), capture)))
+
+
+@demo.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("pod")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(pod: str, command: tuple[str, ...]) -> None:
+    """Run a command as if in a pod of a demo that was kept: in its network namespace, and in the
+    cgroup of its processes, which capture by eBPF goes by."""
+    prefix = f"{UP}-{PREFIX}-"
+    there = [name.removeprefix(prefix) for name in namespaces(PREFIX)]
+    pods = [name for name in there if not name.startswith("node")]
+    if pod not in pods:
+        remedy = f"it has {', '.join(pods)}" if pods else "start one with `underpass demo --keep`"
+        raise click.ClickException(f"the demo has no pod {pod}; {remedy}")
+    above = cgroup.folder(PODS_CGROUP)
+    if above is not None and above.is_dir():
+        cgroup.enter(above)
+    os.execvp("nsenter", ["nsenter", f"--net=/run/netns/{prefix}{pod}", "--", *command])
 
 
 @demo.command("down")
@@ -87,14 +115,20 @@ class Voice:
         click.echo(json.dumps(fields, ensure_ascii=False))
 
 
-async def tell(keep: bool, voice: Voice) -> int:
+async def tell(keep: bool, voice: Voice, capture: str = "auto") -> int:
     """Runs all chapters; 0 when every claim held. Cleans up unless told to keep, also when
     interrupted."""
     remove()
     FOLDER.mkdir(parents=True)
     world = World(PREFIX)
-    mesh = Mesh(world, FOLDER, RUN_DIR, tied=not keep)
+    mesh = Mesh(world, FOLDER, RUN_DIR, (f"--capture={capture}",), tied=not keep)
     story = Story(mesh)
+    pods_cgroup = cgroup.folder(PODS_CGROUP)
+    # Agents are told by their environment, which is this process's.
+    scope = contextlib.ExitStack()
+    if pods_cgroup is not None:
+        scope.enter_context(cgroup.entered(pods_cgroup))
+        os.environ["UNDERPASS_PODS_CGROUP"] = str(pods_cgroup)
     task = asyncio.current_task()
     assert task is not None, "tell() runs as a task"
     loop = asyncio.get_running_loop()
@@ -124,6 +158,7 @@ async def tell(keep: bool, voice: Voice) -> int:
         click.echo("interrupted; removing everything", err=True)
         return 130
     finally:
+        scope.close()
         if not kept:
             remove()
 
@@ -139,6 +174,8 @@ def explain(exc: Exception, mesh: Mesh) -> str:
 def remove() -> None:
     """Processes, namespaces, cgroups and files of the demo."""
     down(PREFIX)
+    if (pods_cgroup := cgroup.folder(PODS_CGROUP)) is not None:
+        remove_cgroup(pods_cgroup)
     for folder in RUN_DIR.glob(f"{PREFIX}-node*"):
         forget(folder)
     with contextlib.suppress(OSError):
@@ -156,7 +193,7 @@ The mesh is still up. Look around:
   underpass --node {PREFIX}-node1 pods -o wide
   underpass --node {PREFIX}-node2 connections
   underpass --node {PREFIX}-node2 services
-  nsenter --net=/run/netns/up-{PREFIX}-web curl http://{api}:{HTTP_PORT}/ http://{story.vips["api"]}/
+  underpass demo exec web curl http://{api}:{HTTP_PORT}/ http://{story.vips["api"]}/
 
 Manifests are watched in {FOLDER}/manifests, logs lie in {FOLDER}.
 `underpass demo down` removes everything."""

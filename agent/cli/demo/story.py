@@ -80,7 +80,10 @@ class Story:
         evidence = []
         for node in self.mesh.world.nodes:
             pods = await self.mesh.admin(node, "pods")
-            evidence.append(f"{node.name}: {', '.join(sorted(p['name'] for p in pods))} verified")
+            names = ", ".join(sorted(p["name"] for p in pods))
+            capture = (await self.mesh.admin(node, "status"))["capture"]
+            way = f"captured by {capture['mode']} ({capture['reason']})"
+            evidence.append(f"{node.name}: {names} proved; {way}")
         return evidence
 
     async def encrypted_after(self) -> Evidence:

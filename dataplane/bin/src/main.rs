@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use underpass_core::control::{self, Build, NotReady, Options, SocketError};
 use underpass_core::prove;
 
+mod capture;
 mod heap;
 
 /// Moves the bytes of a node's pods. Driven over its control socket by `underpass agent`.
@@ -46,6 +47,9 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         cgroup: Option<std::path::PathBuf>,
     },
+    /// Capture by eBPF as the kernel has it
+    #[command(subcommand)]
+    Capture(capture::Capture),
 }
 
 const BUILD: Build = Build {
@@ -58,7 +62,7 @@ const BUILD: Build = Build {
 /// sysexits.h, so that a supervisor can tell what asking again may help.
 mod exit {
     pub const USAGE: u8 = 64;
-    /// A capability or the cgroup is missing.
+    /// A capability, the cgroup or what else the node needs is missing.
     pub const UNAVAILABLE: u8 = 69;
     pub const SOFTWARE: u8 = 70;
     /// The socket can't be created.
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(exit::UNAVAILABLE, &error.to_string()),
             };
         }
+        Some(Command::Capture(command)) => return capture::run(command),
         None => {}
     }
     let Some(socket) = arguments.socket else {

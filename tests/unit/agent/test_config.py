@@ -232,6 +232,28 @@ def test_ebpf_needs_a_cgroup_of_all_pods_and_one_of_the_data_plane(
     assert "ebpf needs cgroup2: mount it, or choose nftables" in mistake
 
 
+def test_auto_says_what_ebpf_lacks_instead_of_failing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: tmp_path)
+    capture = load(dataplane_cgroup_parent=None).capture
+    assert (capture.mode, capture.ebpf) == ("auto", None)
+    assert f"no kubepods below {tmp_path}" in capture.no_ebpf
+    (tmp_path / "kubepods").mkdir()
+    assert (
+        "needs a cgroup of the data plane" in load(dataplane_cgroup_parent="none").capture.no_ebpf
+    )
+    given = load(dataplane_bin=None, dataplane_cgroup_parent=None, dataplane_socket="/run/dp.sock")
+    assert "somebody else starts the data plane" in given.capture.no_ebpf
+    capture = load(dataplane_cgroup_parent=None).capture
+    assert capture.ebpf is not None
+    assert (capture.ebpf.pods_cgroup, capture.no_ebpf) == (tmp_path / "kubepods", "")
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: None)
+    assert "mount it" in load(dataplane_cgroup_parent=None).capture.no_ebpf
+    by_nftables = load(dataplane_cgroup_parent=None, capture="nftables").capture
+    assert (by_nftables.ebpf, by_nftables.no_ebpf) == (None, "")
+
+
 def test_cgroup_leaf_lies_below_the_mount_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     mount = Path("/sys/fs/cgroup/unified")
     monkeypatch.setattr(config, "cgroup2_mount", lambda: mount)

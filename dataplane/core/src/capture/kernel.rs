@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
 
+use super::foreign::{self, Below, Look};
 use super::layout::{OwnAddressBytes, PodBytes};
 use super::objects::{HOOKS, Hook, Objects, Place};
 use super::places::Places;
@@ -30,6 +31,7 @@ pub struct Kernel {
     pub(super) places: Places,
     /// Programs of the pods' hooks, by their place in HOOKS.
     programs: Vec<u32>,
+    below: Below,
 }
 
 impl Kernel {
@@ -70,6 +72,7 @@ impl Kernel {
             objects,
             places: Places::default(),
             programs: Vec::new(),
+            below: Below::default(),
         };
         kernel.sweep_exempt()?;
         kernel.exempt_self()?;
@@ -119,6 +122,30 @@ impl Kernel {
                 Err(error) => Some(format!("{}: {error}", hook.program)),
             });
         missing.collect()
+    }
+
+    /// Whose programs see what the sockets of `cgroup` dial before ours do, in words. Nothing of
+    /// ours helps.
+    pub fn overtaken(&mut self, cgroup: Option<&Path>) -> Vec<String> {
+        let pods = &self.config.pods_cgroup;
+        let path = cgroup.unwrap_or(pods);
+        let mut look = Look::default();
+        let mut found = Vec::new();
+        let mut ask = || -> io::Result<()> {
+            let file = File::open(path)?;
+            for (hook, own) in foreign::hooks(&self.programs) {
+                let effective = sys::effective(file.as_fd(), hook.at)?;
+                found.extend(look.before(path, hook, &effective, *own));
+            }
+            found.extend(self.below.of(pods, path)?);
+            Ok(())
+        };
+        let asked = ask();
+        match (foreign::words(&found), asked) {
+            (Some(words), _) => vec![format!("{words}; {}", foreign::REMEDY)],
+            (None, Err(error)) => vec![format!("programs of others on {path:?}: {error}")],
+            (None, Ok(())) => Vec::new(),
+        }
     }
 
     /// Puts back what somebody took away.
@@ -211,24 +238,28 @@ fn make_folder(path: &Path) -> Result<(), CaptureError> {
     std::fs::create_dir_all(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
 }
 
-/// The nearest folder that is there has to be on one; /sys/fs/bpf becomes one where it isn't yet.
+/// /sys/fs/bpf becomes a BPF file system where it isn't one yet.
 fn on_bpffs(folder: &Path) -> Result<(), CaptureError> {
-    let failed = |error: io::Error| CaptureError::Path(folder.to_owned(), error);
-    let is_bpffs =
-        |path: &Path| -> io::Result<bool> { Ok(rustix::fs::statfs(path)?.f_type == BPF_FS_MAGIC) };
+    let done = missing_bpffs(folder).and_then(|missing| missing.map_or(Ok(()), sys::mount_bpffs));
+    done.map_err(|error| CaptureError::Path(folder.to_owned(), error))
+}
+
+/// Where one has to be mounted for `folder`; None: the nearest folder that is there lies on one.
+/// Unsupported where that isn't ours to do.
+pub(super) fn missing_bpffs(folder: &Path) -> io::Result<Option<&Path>> {
     let existing = folder.ancestors().find(|path| path.exists());
-    let existing = existing.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    if is_bpffs(existing).map_err(failed)? {
-        return Ok(());
+    let existing = existing.ok_or(io::ErrorKind::NotFound)?;
+    if rustix::fs::statfs(existing)?.f_type == BPF_FS_MAGIC {
+        return Ok(None);
     }
     if existing == Path::new("/sys/fs/bpf") {
-        return sys::mount_bpffs(existing).map_err(failed);
+        return Ok(Some(existing));
     }
     let text = format!(
         "{} is not on a BPF file system: mount one",
         existing.display()
     );
-    Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)))
+    Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
 /// What is pinned detaches, unless somebody holds a descriptor of it.

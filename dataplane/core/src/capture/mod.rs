@@ -3,11 +3,14 @@
 //!
 //! All calls are blocking and short; one at a time.
 
+pub(crate) mod cgroup2;
+mod foreign;
 mod kernel;
 mod layout;
 mod objects;
 mod places;
 mod pods;
+pub mod probe;
 mod reasons;
 mod sys;
 

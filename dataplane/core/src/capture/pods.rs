@@ -128,6 +128,7 @@ impl Kernel {
         // Its last process may have gone, and its cgroup with it.
         let cgroup = pod.cgroup.as_deref().filter(|path| path.is_dir());
         let mut problems = self.verify_hooks(cgroup);
+        problems.extend(self.overtaken(cgroup));
         let wanted = PodValue {
             slot,
             flags: self.flags(pod),

@@ -1,6 +1,6 @@
 //! The kernel calls that aya keeps to itself: links with their pins and updates, what is attached to
-//! a cgroup, and the cookie of a network namespace.
-#![allow(unsafe_code)] // bpf(2), getifaddrs(3) and one socket option that no library wraps
+//! a cgroup and who made it, and the cookie of a network namespace.
+#![allow(unsafe_code)] // bpf(2), getifaddrs(3), unshare(2) and one socket option
 
 use std::ffi::CString;
 use std::io;
@@ -11,6 +11,9 @@ use std::path::Path;
 
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+const PROG_GET_NEXT_ID: libc::c_long = 11;
+const PROG_GET_FD_BY_ID: libc::c_long = 13;
+const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
 #[cfg(test)]
@@ -19,6 +22,8 @@ const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
 const QUERY_EFFECTIVE: u32 = 1;
+/// `enum bpf_prog_type` of linux/bpf.h.
+const CGROUP_SOCK_ADDR: u32 = 18;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// `enum bpf_attach_type` of linux/bpf.h.
@@ -73,6 +78,45 @@ struct InfoAttr {
     fd: u32,
     len: u32,
     info: u64,
+}
+
+/// `struct bpf_prog_info`, as far as we look.
+#[derive(Default)]
+#[repr(C)]
+struct ProgramInfo {
+    kind: u32,
+    rest: [u32; 12],
+    map_count: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// `struct bpf_map_info`, as far as we look.
+#[derive(Default)]
+#[repr(C)]
+struct MapInfo {
+    rest: [u32; 6],
+    name: [u8; 16],
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// A program of anybody's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub id: u32,
+    /// At most 15 letters of it.
+    pub name: String,
+    /// It decides about addresses of sockets.
+    pub of_addresses: bool,
+    /// Names of the maps that such a program uses.
+    pub maps: Vec<String>,
 }
 
 #[derive(Default)]
@@ -172,12 +216,7 @@ impl Link {
 
     pub fn info(&self) -> io::Result<LinkInfo> {
         let mut info = LinkInfo::default();
-        let mut attr = InfoAttr {
-            fd: raw(self.0.as_fd()),
-            len: size_of::<LinkInfo>() as u32,
-            info: (&raw mut info) as u64,
-        };
-        bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+        describe(self.0.as_fd(), &mut info)?;
         Ok(info)
     }
 }
@@ -201,17 +240,108 @@ pub(super) fn test_run(program: BorrowedFd<'_>, context: &mut [u8]) -> io::Resul
 
 /// Ids of the programs that run for sockets of this cgroup, in their order.
 pub(super) fn effective(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
-    let mut ids = [0_u32; 64];
+    query(cgroup, at, QUERY_EFFECTIVE)
+}
+
+/// Of these, those that are attached to the very cgroup.
+pub(super) fn attached(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    query(cgroup, at, 0)
+}
+
+fn query(cgroup: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Vec<u32>> {
+    // The kernel takes 64 programs a cgroup and attach type.
+    let mut ids = [0_u32; 256];
     let mut attr = QueryAttr {
         target: raw(cgroup),
         attach_type: at as u32,
-        query_flags: QUERY_EFFECTIVE,
+        query_flags: flags,
         ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,
         ..QueryAttr::default()
     };
     bpf(PROG_QUERY, &mut attr)?;
     Ok(ids[..ids.len().min(attr.count as usize)].to_vec())
+}
+
+/// All programs of the machine; also tells whether bpf(2) is there and allowed.
+pub(super) fn programs() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    let mut attr = IdAttr::default();
+    loop {
+        match bpf(PROG_GET_NEXT_ID, &mut attr) {
+            Ok(_) => found.push(attr.next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            Err(error) => return Err(error),
+        }
+        attr.id = attr.next;
+    }
+}
+
+/// None when there is no such program any more.
+pub(super) fn program(id: u32) -> io::Result<Option<Known>> {
+    let Some(fd) = by_id(PROG_GET_FD_BY_ID, id)? else {
+        return Ok(None);
+    };
+    // Twice as many as we use; of others we needn't know all.
+    let mut maps = [0_u32; 32];
+    let mut info = ProgramInfo {
+        map_count: maps.len() as u32,
+        map_ids: maps.as_mut_ptr() as u64,
+        ..ProgramInfo::default()
+    };
+    describe(fd.as_fd(), &mut info)?;
+    let of_addresses = info.kind == CGROUP_SOCK_ADDR;
+    let count = if of_addresses { info.map_count } else { 0 };
+    let used = &maps[..maps.len().min(count as usize)];
+    Ok(Some(Known {
+        id,
+        name: name(&info.name),
+        of_addresses,
+        maps: used.iter().filter_map(|id| map_name(*id)).collect(),
+    }))
+}
+
+fn map_name(id: u32) -> Option<String> {
+    let fd = by_id(MAP_GET_FD_BY_ID, id).ok()??;
+    let mut info = MapInfo::default();
+    describe(fd.as_fd(), &mut info).ok()?;
+    Some(name(&info.name))
+}
+
+fn by_id(command: libc::c_long, id: u32) -> io::Result<Option<OwnedFd>> {
+    let mut attr = IdAttr {
+        id,
+        ..IdAttr::default()
+    };
+    match bpf(command, &mut attr) {
+        Ok(fd) => Ok(Some(descriptor(fd))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn name(bytes: &[u8; 16]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+}
+
+/// `info` is one of the kernel's plain structs, or the beginning of one.
+fn describe<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = InfoAttr {
+        fd: raw(fd),
+        len: size_of::<T>() as u32,
+        info: (&raw mut *info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// This thread leaves for a network namespace of its own, and can't come back.
+pub(super) fn leave_network() -> io::Result<()> {
+    // SAFETY: of what threads share, only the network namespace becomes this thread's own.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Of the network namespace that `socket` was made in.

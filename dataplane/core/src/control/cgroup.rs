@@ -2,10 +2,9 @@
 //! may live there (design section 4).
 
 use std::io;
-use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+use crate::capture::cgroup2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -31,13 +30,11 @@ pub(super) fn enter(leaf: &Path) -> Result<(), CgroupError> {
         return Err(CgroupError::Relative(path()));
     }
     // Before anything is created: a wrong path mustn't leave folders on an ordinary file system.
-    let existing = leaf.ancestors().find(|p| p.exists()).unwrap_or(leaf);
-    let fs = rustix::fs::statfs(existing).map_err(|errno| io(errno.into()))?;
-    if fs.f_type != CGROUP2_MAGIC {
+    if !cgroup2::holds(leaf).map_err(io)? {
         return Err(CgroupError::NotCgroup2(path()));
     }
     std::fs::create_dir_all(leaf).map_err(io)?;
-    if is_root(leaf).map_err(io)? {
+    if cgroup2::is_root(leaf).map_err(io)? {
         return Err(CgroupError::Root(path()));
     }
     if has_children(leaf).map_err(io)? {
@@ -58,15 +55,6 @@ pub(super) fn enter(leaf: &Path) -> Result<(), CgroupError> {
         Some(pids) => Err(CgroupError::Occupied(path(), pids)),
         None => Ok(()),
     }
-}
-
-/// Only the real root has no `cgroup.type`; a cgroup namespace's root is where the mount begins.
-fn is_root(leaf: &Path) -> io::Result<bool> {
-    let mounted_here = match leaf.parent() {
-        Some(parent) => parent.metadata()?.st_dev() != leaf.metadata()?.st_dev(),
-        None => true,
-    };
-    Ok(mounted_here || !leaf.join("cgroup.type").exists())
 }
 
 fn has_children(leaf: &Path) -> io::Result<bool> {
