@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from agent.dataplane import Dataplane, DataplaneError
 from proto.gen import control_pb2
-from redirect.base import NetnsGone, NotRetryable, Probe, RedirectError
+from redirect.base import Datagrams, NetnsGone, NotRetryable, Probe, RedirectError
 
 
 class PresentCapture:
@@ -32,6 +32,10 @@ class PresentCapture:
     async def list(self, uid: str) -> tuple[bool, dict[str, int]]:
         reply = await self._ask(control_pb2.Capture(list=uid))
         return reply.captured, {reason.name: reason.count for reason in reply.reasons}
+
+    async def datagrams(self, uid: str) -> Datagrams:
+        found = (await self._ask(control_pb2.Capture(datagrams=uid))).datagrams
+        return Datagrams(found.refused, found.unprotected)
 
     async def _ask(self, verb: control_pb2.Capture) -> control_pb2.CaptureReply:
         dataplane = self._present()

@@ -13,7 +13,8 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _FIELDS = {"registryOnly": "registry_only", "waypointRequired": "waypoint_required"}
 _SWITCHES = {"cutPrecapture": "cut_precapture"}
 # Known names whose features aren't there yet: ignoring one would let somebody believe in it.
-_LATER = ("udp", "sameNode")
+_LATER = ("sameNode",)
+_UDP = ("allow", "deny")
 # YAML reads bare `on` and `off` as true and false.
 _ENFORCEMENT = {"off": "off", "dry-run": "dry-run", "on": "on", True: "on", False: "off"}
 
@@ -28,6 +29,8 @@ class NamespaceRules:
     waypoint_required: str = "off"
     # Connections older than a pod's capture are cut as it is captured; None: as for the node.
     cut_precapture: bool | None = None
+    # UDP other than DNS, and what is like it, is refused in both directions.
+    udp_deny: bool = False
 
 
 NamespaceTable = Mapping[str, NamespaceRules]
@@ -58,8 +61,13 @@ def _rules(name: str, raw: object) -> NamespaceRules:
                 raise Mistake(f"{name}: {key}: {value!r} is unknown; write true or false")
             found[_SWITCHES[key]] = value
             continue
+        if key == "udp":
+            if value not in _UDP:
+                raise Mistake(f"{name}: {key}: {value!r} is unknown; write allow or deny")
+            found["udp_deny"] = value == "deny"
+            continue
         if key not in _FIELDS:
-            known = ", ".join((*_FIELDS, *_SWITCHES, *_LATER))
+            known = ", ".join((*_FIELDS, *_SWITCHES, "udp", *_LATER))
             raise Mistake(f"{name}: {key}: unknown; known are {known}")
         if not isinstance(value, str | bool) or value not in _ENFORCEMENT:
             raise Mistake(f"{name}: {key}: {value!r} is unknown; write off, dry-run or on")

@@ -44,7 +44,7 @@ from agent.supervisor import Supervisor
 from agent.xds.status import XdsStatus
 from proto.gen import control_pb2
 from redirect import precapture
-from redirect.base import RedirectError
+from redirect.base import Datagrams, RedirectError
 from redirect.netns import NetnsThread, duplicate
 
 # Bookkeeping, answered in milliseconds; whoever looks at a hung node isn't to hang too.
@@ -220,6 +220,10 @@ class Report:
     @property
     def repairs(self) -> int:
         return self._reconciler.repairs
+
+    @property
+    def datagrams(self) -> Datagrams:
+        return self._reconciler.datagrams
 
     def _supply_problems(self, certificates: list[CertificateView]) -> list[Problem]:
         if self._identities is None:

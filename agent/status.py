@@ -34,6 +34,10 @@ class PodView:
     verified_at: datetime | None = None
     # How often somebody had changed them, or ended a listener.
     repairs: int = 0
+    # UDP that the mesh doesn't carry, as it was when last verified: attempts that were refused, and
+    # flows that passed.
+    udp_refused: int = 0
+    udp_unprotected: int = 0
     # By traffic: proved, not proved, unknown; "" while none was tried, or it isn't ours to prove.
     proof: str = ""
     # Why it isn't proved.

@@ -4,7 +4,7 @@
  * listener on loopback, and remembered at its socket. Once the namespace is known to be enrolled,
  * whatever can't be done denies (design section 4).
  */
-#include "include/address.h"
+#include "include/flows.h"
 
 /*
  * An application holds the MPTCP socket, the hooks see a subflow of it: its names are asked for by
@@ -27,6 +27,20 @@ static __always_inline int exempted(void)
 	__u64 cgroup = bpf_get_current_cgroup_id();
 
 	return bpf_map_lookup_elem(&exempt, &cgroup) != 0;
+}
+
+/* Whose datagrams have no hook of their own from here on. */
+static __always_inline int connect_datagram(struct bpf_sock_addr *ctx, const struct pod *pod,
+					    __u16 port)
+{
+	if (is_ping(ctx->protocol))
+		return pass(REASON_UNPROTECTED);
+	if ((pod->flags & POD_UDP_DENY) && port != DNS_PORT) {
+		count_refused(pod->slot);
+		return deny(REASON_UDP_DENIED);
+	}
+	count_flow(pod->slot);
+	return pass(REASON_UNPROTECTED);
 }
 
 /*
@@ -58,11 +72,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	dns = (pod->flags & POD_DNS) && port == DNS_PORT;
 	if (stream && ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MPTCP)
 		return deny(REASON_FAMILY);
-	if (!stream && !(dns && ctx->protocol == IPPROTO_UDP)) {
-		if (pod->flags & POD_UDP_DENY)
-			return deny(REASON_UDP_DENIED);
-		return pass(REASON_UNPROTECTED);
-	}
+	if (!stream && !(dns && ctx->protocol == IPPROTO_UDP))
+		return connect_datagram(ctx, pod, port);
 	if ((pod->flags & POD_IPV6_OFF) && !is_mapped(to))
 		return deny(REASON_IPV6_OFF);
 	/* Its packets would leave by that device, whatever address they carry. */

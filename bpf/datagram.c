@@ -1,9 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * cgroup/sendmsg and recvmsg on the pods' cgroup: DNS questions of sockets that aren't connected go
- * to the DNS listener, and its answers seem to come from the server that was asked.
+ * to the DNS listener, and its answers seem to come from the server that was asked. Other datagrams
+ * pass unprotected, or are refused.
  */
-#include "include/address.h"
+#include "include/flows.h"
+
+static __always_inline int send_uncaptured(struct bpf_sock *sk, const struct pod *pod,
+					   const struct address *to, __u16 port)
+{
+	__u16 local_port = (__u16)sk->src_port;
+
+	if (pod->flags & POD_UDP_DENY) {
+		if (port != DNS_PORT) {
+			count_refused(pod->slot);
+			return deny(REASON_UDP_DENIED);
+		}
+		if (remember_question(pod->slot, local_port, to))
+			return deny(REASON_NO_STORAGE);
+	}
+	count_datagram(pod->slot, local_port, to, port);
+	return pass(REASON_UNPROTECTED);
+}
 
 static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 				  const struct address *to, struct address *target)
@@ -12,6 +30,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
 	__u64 cgroup = bpf_get_current_cgroup_id();
 	struct dialled *socket;
+	__u16 port;
 
 	target->word[3] = 0;
 	if (!pod)
@@ -20,11 +39,9 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 		return ALLOW;
 	if (is_loopback(to) || is_own(pod->slot, to))
 		return ALLOW;
-	if (!(pod->flags & POD_DNS) || bpf_ntohs((__u16)ctx->user_port) != DNS_PORT) {
-		if (pod->flags & POD_UDP_DENY)
-			return deny(REASON_UDP_DENIED);
-		return pass(REASON_UNPROTECTED);
-	}
+	port = bpf_ntohs((__u16)ctx->user_port);
+	if (!(pod->flags & POD_DNS) || port != DNS_PORT || ctx->protocol != IPPROTO_UDP)
+		return send_uncaptured(sk, pod, to, port);
 	if ((pod->flags & POD_IPV6_OFF) && !is_mapped(to))
 		return deny(REASON_IPV6_OFF);
 	if (sk->bound_dev_if > 1)

@@ -3,7 +3,7 @@
  * sk_lookup, an instance in each pod's network namespace: connections from elsewhere arrive at the
  * inbound listener. The namespace's cookie can't be had here, so the instance knows its slot.
  */
-#include "include/address.h"
+#include "include/flows.h"
 
 const volatile __u32 slot = 0;
 /* POD_* of this pod. */
@@ -34,6 +34,24 @@ static __always_inline int to_listener(struct bpf_sk_lookup *ctx)
 	return failed ? drop(REASON_ASSIGN) : let(REASON_INBOUND);
 }
 
+/* To a socket that isn't connected: others are found without us. */
+static __always_inline int datagram(const struct tuple *key)
+{
+	if (is_own(slot, &key->remote))
+		return let(REASON_SELF);
+	if (flags & POD_UDP_DENY) {
+		int asked = !(flags & POD_DNS) && key->remote_port == DNS_PORT &&
+			    is_answer(slot, key->local_port, &key->remote);
+
+		if (!asked) {
+			count_refused(slot);
+			return drop(REASON_UDP_DENIED);
+		}
+	}
+	count_datagram(slot, key->local_port, &key->remote, key->remote_port);
+	return let(REASON_UNPROTECTED);
+}
+
 SEC("sk_lookup")
 int lookup(struct bpf_sk_lookup *ctx)
 {
@@ -54,11 +72,8 @@ int lookup(struct bpf_sk_lookup *ctx)
 	/* What only the pod itself can send: the kernel takes neither source from outside. */
 	if (is_loopback(&key.local))
 		return let(REASON_LOOPBACK);
-	if (ctx->protocol != IPPROTO_TCP) {
-		if (!(flags & POD_UDP_DENY) || is_own(slot, &key.remote))
-			return let(REASON_UNPROTECTED);
-		return drop(REASON_UDP_DENIED);
-	}
+	if (ctx->protocol != IPPROTO_TCP)
+		return datagram(&key);
 	if (bpf_map_lookup_elem(&relays, &key))
 		return let(REASON_RELAY);
 	if (is_own(slot, &key.remote))

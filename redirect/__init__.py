@@ -2,6 +2,7 @@
 
 from redirect.base import (
     CaptureConfig,
+    Datagrams,
     Installed,
     InstalledRule,
     NetnsGone,
@@ -16,6 +17,7 @@ from redirect.nftables_capture import NftablesCapture
 
 __all__ = [
     "CaptureConfig",
+    "Datagrams",
     "Installed",
     "InstalledRule",
     "NetnsGone",

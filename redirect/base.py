@@ -71,6 +71,21 @@ class Target:
     # Interfaces whose forwarded TCP is outbound traffic of this pod (virtual machines).
     virtual_interfaces: tuple[str, ...] = ()
     dns: bool = False
+    # UDP other than DNS, UDP-Lite, SCTP and DCCP are refused.
+    udp_deny: bool = False
+
+
+@dataclass(frozen=True)
+class Datagrams:
+    """UDP and the like that the mesh doesn't carry, since the pod's capture was installed."""
+
+    # Attempts: connects and datagrams.
+    refused: int = 0
+    # Flows.
+    unprotected: int = 0
+
+    def __add__(self, other: Datagrams) -> Datagrams:
+        return Datagrams(self.refused + other.refused, self.unprotected + other.unprotected)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,9 @@ class Redirect(Protocol):
         """Leaves nothing of ours in the namespace; safe to repeat."""
 
     async def list(self, target: Target) -> Installed: ...
+
+    async def datagrams(self, target: Target) -> Datagrams:
+        """Of a pod that is captured. Raises RedirectError."""
 
     def reconfigure(self, config: CaptureConfig) -> None:
         """Takes effect at the next `install` of each pod, which is the caller's to do."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from redirect import routes
 from redirect.base import (
     CaptureConfig,
+    Datagrams,
     Installed,
     InstalledRule,
     NetnsGone,
@@ -42,6 +43,8 @@ class CaptureClient(Protocol):
     async def list(self, uid: str) -> tuple[bool, dict[str, int]]:
         """Whether the pod is captured, and how often each exit was taken on the node."""
 
+    async def datagrams(self, uid: str) -> Datagrams: ...
+
 
 class Detached:
     """A CaptureClient for after the node's pins were removed: nothing is captured any more."""
@@ -60,6 +63,9 @@ class Detached:
 
     async def list(self, uid: str) -> tuple[bool, dict[str, int]]:
         return False, {}
+
+    async def datagrams(self, uid: str) -> Datagrams:
+        return Datagrams()
 
 
 class EbpfCapture:
@@ -123,6 +129,9 @@ class EbpfCapture:
         there = await self._in_pod(target, routes.present)
         rules = [InstalledRule("node", name, count, 0) for name, count in counts.items()]
         return Installed(tuple(rules) if captured else (), tuple(str(part) for part in there))
+
+    async def datagrams(self, target: Target) -> Datagrams:
+        return await self._client.datagrams(target.uid)
 
     def reconfigure(self, config: CaptureConfig) -> None:
         self._config = config

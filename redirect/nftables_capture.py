@@ -6,9 +6,20 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from redirect import cgroups, conntrack, generation, nft, precapture, readback, routes, ruleset
+from redirect import (
+    cgroups,
+    conntrack,
+    datagram_rules,
+    generation,
+    nft,
+    precapture,
+    readback,
+    routes,
+    ruleset,
+)
 from redirect.base import (
     CaptureConfig,
+    Datagrams,
     Installed,
     NotRetryable,
     Probe,
@@ -166,6 +177,15 @@ class NftablesCapture:
             found = nft.read(ruleset.FAMILY, ruleset.TABLE, counters=True)
             return Installed(
                 readback.installed(found), tuple(str(part) for part in routes.present())
+            )
+
+        return await self._in_pod(target, look)
+
+    async def datagrams(self, target: Target) -> Datagrams:
+        def look() -> Datagrams:
+            found = nft.counters(ruleset.FAMILY, ruleset.TABLE)
+            return Datagrams(
+                found.get(datagram_rules.REFUSED, 0), found.get(datagram_rules.UNPROTECTED, 0)
             )
 
         return await self._in_pod(target, look)

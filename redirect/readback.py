@@ -37,7 +37,8 @@ def installed(found: Objects | None) -> tuple[InstalledRule, ...]:
     rules = []
     for item in found or []:
         if (rule := item.get("rule")) is not None:
-            counters = [e["counter"] for e in rule["expr"] if e.get("counter")]
+            # A named one is shared by rules.
+            counters = [e["counter"] for e in rule["expr"] if isinstance(e.get("counter"), dict)]
             counter: dict[str, int] = counters[0] if counters else {}
             rules.append(
                 InstalledRule(

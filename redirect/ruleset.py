@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from redirect import datagram_rules
 from redirect.base import NotRetryable
 
 if TYPE_CHECKING:
@@ -46,14 +47,16 @@ def render(config: CaptureConfig, target: Target, exempt: Sequence[CgroupMatch])
         _chain("nat_prerouting", "nat hook prerouting priority -100", _inbound(config, target)),
         _chain("nat_output", "nat hook output priority -100", _outbound(config, exempt, dns)),
         _chain("refuse", None, _refuse(config, exempt)),
+        _chain("udp_leaving", None, datagram_rules.leaving(target, _exempt(config, exempt))),
+        _chain("udp_entering", None, datagram_rules.entering(target)),
         _chain("filter_output", "filter hook output priority 0", _check_output()),
         _chain("filter_postrouting", "filter hook postrouting priority 0", _check_leaving()),
     ]
     if not target.bypass_inbound:
         chains.append(_chain("refuse_inbound", None, _refuse_inbound(config)))
-        chains.append(
-            _chain("filter_input", "filter hook input priority 0", _check_inbound(config))
-        )
+    chains.append(
+        _chain("filter_input", "filter hook input priority 0", _check_inbound(config, target))
+    )
     if dns is not None:
         chains.append(
             _chain("raw_prerouting", "filter hook prerouting priority -300", _dns_answers(config))
@@ -62,7 +65,7 @@ def render(config: CaptureConfig, target: Target, exempt: Sequence[CgroupMatch])
             _chain("raw_output", "filter hook output priority -300", _dns_queries(config))
         )
     body = "\n".join(chains)
-    return f"{delete()}table {FAMILY} {TABLE} {{\n{body}}}\n"
+    return f"{delete()}table {FAMILY} {TABLE} {{\n{datagram_rules.counters()}{body}}}\n"
 
 
 def render_draining(config: CaptureConfig, target: Target) -> str:
@@ -190,6 +193,7 @@ def _refuse(config: CaptureConfig, exempt: Sequence[CgroupMatch]) -> Iterator[st
 
 
 def _check_output() -> Iterator[str]:
+    yield datagram_rules.entry("oifname", "udp_leaving")
     yield _rule(f'oifname != "lo" {_SYN}', "jump refuse", "leaving")
 
 
@@ -217,7 +221,10 @@ def _refuse_inbound(config: CaptureConfig) -> Iterator[str]:
     )
 
 
-def _check_inbound(config: CaptureConfig) -> Iterator[str]:
+def _check_inbound(config: CaptureConfig, target: Target) -> Iterator[str]:
+    yield datagram_rules.entry("iifname", "udp_entering")
+    if target.bypass_inbound:
+        return
     if not config.ipv6:
         yield _rule(
             f'meta nfproto ipv6 iifname != "lo" {_SYN}', "reject with tcp reset", "inbound-v6-off"

@@ -161,6 +161,15 @@ class AgentMetrics:
             value=self._report.repairs,
         )
 
+        datagrams = _counter(
+            "underpass_agent_udp",
+            "UDP that the mesh doesn't carry: attempts refused, and flows that passed",
+            labels=["result"],
+        )
+        datagrams.add_metric(["refused"], self._report.datagrams.refused)
+        datagrams.add_metric(["unprotected"], self._report.datagrams.unprotected)
+        yield datagrams
+
     def _dataplane(self) -> "Iterator[Metric]":
         view = self._report.supervised()
         yield _gauge(

@@ -94,6 +94,8 @@ pods = _lister(
         Column("UID", field("uid"), wide=True),
         Column("LAST PROVED", field("proof_at"), wide=True),
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
+        Column("UDP REFUSED", _count("udp_refused"), wide=True, right=True),
+        Column("UDP FLOWS", _count("udp_unprotected"), wide=True, right=True),
         Column("NETNS", field("netns"), wide=True),
         Column("OLDER THAN CAPTURE", _older, wide=True),
     ],

@@ -10,6 +10,7 @@ from agent.errors import AgentError
 from agent.pods.netns import NetnsId
 from agent.pods.proof import Proof
 from agent.pods.source import Outcome, Pod
+from agent.pods.tally import Tally
 
 
 class Step(enum.Enum):
@@ -77,6 +78,8 @@ class Enrolment:
     # How often in a row it failed.
     disproofs: int = 0
     repairs: int = 0
+    # UDP that the mesh didn't carry.
+    datagrams: Tally = field(default_factory=Tally)
     failures: int = 0
     error: AgentError | None = None
     # Loop time before which a failed step isn't tried again; infinite: not by itself.

@@ -28,7 +28,7 @@ from agent.pods.source import Outcome, Pod, PodAdded, PodEvent, PodKept, PodRemo
 from agent.pods.steps import CaptureError, PodTarget, Steps
 from agent.pods.turns import Turns
 from agent.status import PodView
-from redirect.base import CaptureConfig, Redirect, RedirectError
+from redirect.base import CaptureConfig, Datagrams, Redirect, RedirectError
 
 __all__ = ["CaptureError", "PodTarget", "Reconciler"]
 
@@ -286,6 +286,11 @@ class Reconciler:
         return self._steps.repairs
 
     @property
+    def datagrams(self) -> Datagrams:
+        """UDP that the mesh didn't carry, of all pods since the agent started."""
+        return self._steps.datagrams
+
+    @property
     def settled(self) -> bool:
         """The first list came, and each pod on it was verified or has failed once."""
         if not self._settled and self._listed.is_set():
@@ -519,6 +524,8 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
         verified=enrolment.verified is not None and error is None and not disproved,
         verified_at=enrolment.verified,
         repairs=enrolment.repairs,
+        udp_refused=enrolment.datagrams.total.refused,
+        udp_unprotected=enrolment.datagrams.total.unprotected,
         problem=problem,
         remedy=remedy,
         proof=proof.state if proof is not None else "",

@@ -26,7 +26,7 @@ from agent.pods.proofs import Prover
 from agent.pods.source import Pod
 from proto.gen import control_pb2
 from redirect import lingering
-from redirect.base import CaptureConfig, NetnsGone, Redirect, RedirectError, Target
+from redirect.base import CaptureConfig, Datagrams, NetnsGone, Redirect, RedirectError, Target
 from redirect.netns import NetnsThread
 
 log = logging.getLogger("underpass.pods")
@@ -90,7 +90,8 @@ class ProcessesElsewhere(CaptureError):
 
 
 class Steps:
-    """Holds no state of its own but the count of repairs. Raises AgentError, RedirectError."""
+    """Of state it holds only the counts of repairs and datagrams. Raises AgentError,
+    RedirectError."""
 
     def __init__(
         self,
@@ -119,6 +120,8 @@ class Steps:
         self._verify_interval = verify_interval.total_seconds()
         self._drain_deadline = drain_deadline
         self.repairs = 0
+        # Of all pods, since this agent started.
+        self.datagrams = Datagrams()
 
     @property
     def capturing(self) -> bool:
@@ -188,7 +191,7 @@ class Steps:
         )
 
     async def capture(self, enrolment: Enrolment) -> None:
-        redirect, target = self._present(), _target(enrolment)
+        redirect, target = self._present(), self._target(enrolment)
         self._note(enrolment)
         await redirect.install(target)
         problems = await redirect.verify(target)
@@ -199,6 +202,7 @@ class Steps:
             enrolment.released = False
             raise CaptureError(f"{target.name}: {'; '.join(problems)}")
         enrolment.captured, enrolment.released, enrolment.drained_by = True, False, 0.0
+        enrolment.datagrams.begin()
         self._proven(enrolment)
         self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         log.info("pod captured", extra=_fields(enrolment))
@@ -206,7 +210,7 @@ class Steps:
 
     async def verify(self, enrolment: Enrolment) -> None:
         """Repairs what somebody changed, then looks whether the pod's namespace is still it."""
-        redirect, target = self._present(), _target(enrolment)
+        redirect, target = self._present(), self._target(enrolment)
         repairs = enrolment.repairs
         due = asyncio.get_running_loop().time() >= enrolment.prove_at
         problems = await redirect.verify(target)
@@ -223,6 +227,7 @@ class Steps:
             enrolment.repairs += 1
             self.repairs += 1
         self._proven(enrolment)
+        self.datagrams += enrolment.datagrams.read(await redirect.datagrams(target))
         _still_there(enrolment)
         _processes_there(enrolment)
         if due or enrolment.repairs > repairs:
@@ -236,7 +241,7 @@ class Steps:
         wanted = enrolment.wanted
         assert wanted is not None  # CHANGE is never planned without it
         captured = enrolment.captured and self._redirect is not None
-        target = replace(_target(enrolment), dns=wanted.dns_capture)
+        target = replace(self._target(enrolment), dns=wanted.dns_capture)
         if captured and not wanted.dns_capture:
             await self._present().install(target)
         if dataplane is not None:
@@ -252,11 +257,11 @@ class Steps:
     async def reinstall(self, enrolment: Enrolment) -> None:
         """After `reconfigure`; a failure leaves it stale, and verified at once."""
         enrolment.verify_at = 0.0
-        await self._present().install(_target(enrolment))
+        await self._present().install(self._target(enrolment))
         enrolment.stale = False
 
     async def _refresh(self, redirect: Redirect, enrolment: Enrolment) -> None:
-        target = _target(enrolment)
+        target = self._target(enrolment)
         if not enrolment.captured and not (await redirect.list(target)).rules:
             return
         self._note(enrolment)
@@ -284,7 +289,7 @@ class Steps:
             await self.uncapture(enrolment, None)
             return
         try:
-            await self._present().release(_target(enrolment))
+            await self._present().release(self._target(enrolment))
         except NetnsGone:
             await self.uncapture(enrolment, None)
             return
@@ -303,7 +308,7 @@ class Steps:
             with contextlib.suppress(DataplaneError):
                 await dataplane.remove_pod(enrolment.pod.uid, drain=False)
         try:
-            await self._present().remove(_target(enrolment))
+            await self._present().remove(self._target(enrolment))
         except NetnsGone as exc:
             # A namespace that can't be entered any more holds no rules that matter. Any other
             # failure leaves them there, and the pod without a proxy: it stays, with its error.
@@ -364,6 +369,20 @@ class Steps:
         assert self._redirect is not None  # no step that captures is planned without it
         return self._redirect
 
+    def _denies_udp(self, pod: Pod) -> bool:
+        rules = self._namespaces.get(pod.namespace)
+        return rules is not None and rules.udp_deny
+
+    def _target(self, enrolment: Enrolment) -> Target:
+        pod = enrolment.pod
+        return Target(
+            uid=pod.uid,
+            name=pod.key,
+            netns_fd=enrolment.netns_fd,
+            dns=pod.dns_capture,
+            udp_deny=self._denies_udp(pod),
+        )
+
     def _settings(self, pod: Pod) -> control_pb2.PodSettings:
         if pod.only_ports:
             none = control_pb2.PodSettings.NONE
@@ -380,6 +399,7 @@ class Steps:
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]
             settings.waypoint_required = _ENFORCEMENT[rules.waypoint_required]
+            settings.udp_deny = rules.udp_deny
         self._dns.apply(pod, settings)
         return settings
 
@@ -417,11 +437,6 @@ def _processes_there(enrolment: Enrolment) -> None:
         raise ProcessesElsewhere(
             f"{enrolment.pod.cgroup}: none of its processes lives in {enrolment.pod.netns}"
         )
-
-
-def _target(enrolment: Enrolment) -> Target:
-    pod = enrolment.pod
-    return Target(uid=pod.uid, name=pod.key, netns_fd=enrolment.netns_fd, dns=pod.dns_capture)
 
 
 def _fields(enrolment: Enrolment) -> dict[str, object]:

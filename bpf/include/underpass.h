@@ -17,12 +17,15 @@
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
+#define SOCK_SEQPACKET 5
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_MPTCP 262
 
 #define MAX_PODS 4096
 #define MAX_RECORDS 262144
+#define MAX_FLOWS 16384
+#define MAX_QUESTIONS 65536
 #define DNS_PORT 53
 
 #define POD_DNS 0x1
@@ -99,6 +102,32 @@ struct dialled {
 	struct tuple key;
 };
 
+/* Of one pod: what the mesh doesn't carry. */
+struct datagrams {
+	__u64 refused;
+	__u64 unprotected;
+};
+
+struct flow {
+	__u32 slot;
+	__u16 local_port;
+	__u16 remote_port;
+	struct address remote;
+};
+
+struct question_key {
+	__u32 slot;
+	__u32 bucket;
+};
+
+/* To a nameserver past the mesh, by an unconnected socket. */
+struct question {
+	struct address server;
+	__u16 local_port;
+	__u16 pad[3];
+	__u64 asked;
+};
+
 /* By the cookie of the network namespace. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -155,6 +184,34 @@ struct {
 	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } records SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u32);
+	__type(value, struct datagrams);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} datagrams SEC(".maps");
+
+/* When a datagram last passed. LRU, for it only counts: what is pushed out counts once more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__type(key, struct flow);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows SEC(".maps");
+
+/* Of pods whose datagrams are refused and whose DNS isn't captured. A newer question takes the
+ * place of an older one of the same pod. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_QUESTIONS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct question_key);
+	__type(value, struct question);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} questions SEC(".maps");
 
 /* The inbound listeners, by slot. A listener that closes leaves its place empty by itself. */
 struct {

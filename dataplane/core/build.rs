@@ -6,12 +6,13 @@ use std::process::Command;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "connect",
     "datagram",
     "getsockopt",
     "lookup",
     "names",
+    "sock_create",
     "sockops_dataplane",
     "sockops_pods",
 ];

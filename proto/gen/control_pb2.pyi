@@ -400,7 +400,7 @@ class Pod(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., service_account: _Optional[str] = ...) -> None: ...
 
 class PodSettings(_message.Message):
-    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required", "cgroup", "only_ports")
+    __slots__ = ("capture", "addresses", "dns", "bypass_inbound", "probe_ports", "virtual_interfaces", "resolv_conf", "registry_only", "waypoint_required", "cgroup", "udp_deny", "only_ports")
     class Capture(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NFTABLES: _ClassVar[PodSettings.Capture]
@@ -421,6 +421,7 @@ class PodSettings(_message.Message):
     REGISTRY_ONLY_FIELD_NUMBER: _ClassVar[int]
     WAYPOINT_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     CGROUP_FIELD_NUMBER: _ClassVar[int]
+    UDP_DENY_FIELD_NUMBER: _ClassVar[int]
     ONLY_PORTS_FIELD_NUMBER: _ClassVar[int]
     capture: PodSettings.Capture
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -432,8 +433,9 @@ class PodSettings(_message.Message):
     registry_only: Enforcement
     waypoint_required: Enforcement
     cgroup: str
+    udp_deny: bool
     only_ports: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ..., cgroup: _Optional[str] = ..., only_ports: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, capture: _Optional[_Union[PodSettings.Capture, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., dns: _Optional[bool] = ..., bypass_inbound: _Optional[bool] = ..., probe_ports: _Optional[_Iterable[int]] = ..., virtual_interfaces: _Optional[_Iterable[str]] = ..., resolv_conf: _Optional[_Union[ResolvConf, _Mapping]] = ..., registry_only: _Optional[_Union[Enforcement, str]] = ..., waypoint_required: _Optional[_Union[Enforcement, str]] = ..., cgroup: _Optional[str] = ..., udp_deny: _Optional[bool] = ..., only_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ResolvConf(_message.Message):
     __slots__ = ("nameservers", "search", "ndots")
@@ -464,19 +466,28 @@ class UpdatePod(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., settings: _Optional[_Union[PodSettings, _Mapping]] = ...) -> None: ...
 
 class Capture(_message.Message):
-    __slots__ = ("install", "verify", "remove", "list")
+    __slots__ = ("install", "verify", "remove", "list", "datagrams")
     INSTALL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     REMOVE_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
+    DATAGRAMS_FIELD_NUMBER: _ClassVar[int]
     install: str
     verify: str
     remove: str
     list: str
-    def __init__(self, install: _Optional[str] = ..., verify: _Optional[str] = ..., remove: _Optional[str] = ..., list: _Optional[str] = ...) -> None: ...
+    datagrams: str
+    def __init__(self, install: _Optional[str] = ..., verify: _Optional[str] = ..., remove: _Optional[str] = ..., list: _Optional[str] = ..., datagrams: _Optional[str] = ...) -> None: ...
 
 class CaptureReply(_message.Message):
-    __slots__ = ("problems", "captured", "reasons")
+    __slots__ = ("problems", "captured", "reasons", "datagrams")
+    class Datagrams(_message.Message):
+        __slots__ = ("refused", "unprotected")
+        REFUSED_FIELD_NUMBER: _ClassVar[int]
+        UNPROTECTED_FIELD_NUMBER: _ClassVar[int]
+        refused: int
+        unprotected: int
+        def __init__(self, refused: _Optional[int] = ..., unprotected: _Optional[int] = ...) -> None: ...
     class Reason(_message.Message):
         __slots__ = ("number", "name", "text", "count")
         NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -491,10 +502,12 @@ class CaptureReply(_message.Message):
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    DATAGRAMS_FIELD_NUMBER: _ClassVar[int]
     problems: _containers.RepeatedScalarFieldContainer[str]
     captured: bool
     reasons: _containers.RepeatedCompositeFieldContainer[CaptureReply.Reason]
-    def __init__(self, problems: _Optional[_Iterable[str]] = ..., captured: _Optional[bool] = ..., reasons: _Optional[_Iterable[_Union[CaptureReply.Reason, _Mapping]]] = ...) -> None: ...
+    datagrams: CaptureReply.Datagrams
+    def __init__(self, problems: _Optional[_Iterable[str]] = ..., captured: _Optional[bool] = ..., reasons: _Optional[_Iterable[_Union[CaptureReply.Reason, _Mapping]]] = ..., datagrams: _Optional[_Union[CaptureReply.Datagrams, _Mapping]] = ...) -> None: ...
 
 class Prove(_message.Message):
     __slots__ = ("expected", "arrived")

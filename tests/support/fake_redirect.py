@@ -3,7 +3,15 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from redirect.base import CaptureConfig, Installed, InstalledRule, Probe, RedirectError, Target
+from redirect.base import (
+    CaptureConfig,
+    Datagrams,
+    Installed,
+    InstalledRule,
+    Probe,
+    RedirectError,
+    Target,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +36,8 @@ class FakeRedirect:
         self.unverifiable: set[str] = set()
         # uids of pods whose open connections alone are served.
         self.released: set[str] = set()
+        # uid -> what its counters say.
+        self.counted: dict[str, Datagrams] = {}
         # Errors for the next calls of release and of remove.
         self.release_faults: list[RedirectError] = []
         self.remove_faults: list[RedirectError] = []
@@ -70,6 +80,9 @@ class FakeRedirect:
     async def list(self, target: Target) -> Installed:
         rules = (InstalledRule("output", "outbound", 0, 0),) if target.uid in self.installed else ()
         return Installed(rules=rules)
+
+    async def datagrams(self, target: Target) -> Datagrams:
+        return self.counted.get(target.uid, Datagrams())
 
     def reconfigure(self, config: CaptureConfig) -> None:
         self.config = config

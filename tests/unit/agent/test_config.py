@@ -324,19 +324,21 @@ def test_rules_of_namespaces_come_from_the_file_alone(tmp_path: Path) -> None:
     assert any("UNDERPASS_NAMESPACES" in text for text in with_environment.warnings)
     file.write_text(
         "namespaces: {shop: {registryOnly: on, waypointRequired: dry-run}, bank: {},"
-        " old: {cutPrecapture: true}}"
+        " old: {cutPrecapture: true}, quiet: {udp: deny}, loud: {udp: allow}}"
     )
     assert load(file=file).namespaces == {
         "shop": NamespaceRules("on", "dry-run"),
         "bank": NamespaceRules("off", "off"),
         "old": NamespaceRules(cut_precapture=True),
+        "quiet": NamespaceRules(udp_deny=True),
+        "loud": NamespaceRules(),
     }
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("{shop: {udp: on}}", "shop: udp: comes with a later release"),
+        ("{shop: {udp: on}}", "shop: udp: True is unknown; write allow or deny"),
         ("{shop: {sameNode: relay}}", "shop: sameNode: comes with a later release"),
         ("{shop: {registryonly: on}}", "shop: registryonly: unknown; known are registryOnly"),
         ("{shop: {registryOnly: maybe}}", "'maybe' is unknown; write off, dry-run or on"),

@@ -30,6 +30,11 @@ VARIANTS = {
         Target(uid="u1", name="shop/cart", netns_fd=-1, bypass_inbound=True),
         (LEAF,),
     ),
+    "udp_deny": (
+        CaptureConfig(),
+        Target(uid="u1", name="shop/cart", netns_fd=-1, udp_deny=True),
+        (LEAF,),
+    ),
     "virtual_interfaces": (
         CaptureConfig(),
         Target(uid="u1", name="shop/vm", netns_fd=-1, virtual_interfaces=("tap0", "k6t-eth0")),
@@ -87,7 +92,7 @@ def test_every_rule_counts_and_has_a_name_of_its_own() -> None:
         for chain in render(config, target, exempt).split("\tchain ")[1:]:
             rules = [line for line in chain.splitlines()[1:] if line.startswith("\t\t")]
             rules = [rule for rule in rules if not rule.startswith("\t\ttype ")]
-            assert all(" counter " in rule for rule in rules)
+            assert all("counter " in rule for rule in rules)
             names = [rule.partition(' comment "')[2] for rule in rules]
             assert all(names)
             assert len(set(names)) == len(names)

@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
 
 use super::foreign::{self, Below, Look};
-use super::layout::{OwnAddressBytes, PodBytes};
+use super::layout::{DatagramsWords, OwnAddressBytes, PodBytes, QuestionBytes, QuestionKeyWords};
 use super::objects::{HOOKS, Hook, Objects, Place};
 use super::places::Places;
 use super::reasons::{REASONS, Reason};
@@ -27,6 +27,9 @@ pub struct Kernel {
     pub(super) listeners: SockMap<MapData>,
     exempt: HashMap<MapData, u64, u32>,
     reasons: PerCpuArray<MapData, u64>,
+    /// By slot.
+    pub(super) datagrams: PerCpuArray<MapData, DatagramsWords>,
+    pub(super) questions: HashMap<MapData, QuestionKeyWords, QuestionBytes>,
     pub(super) objects: Objects,
     pub(super) places: Places,
     /// Programs of the pods' hooks, by their place in HOOKS.
@@ -68,6 +71,10 @@ impl Kernel {
             reasons: take(&mut opened, "reasons")?
                 .try_into()
                 .map_err(|error: aya::maps::MapError| map("reasons", &error))?,
+            datagrams: take(&mut opened, "datagrams")?
+                .try_into()
+                .map_err(|error: aya::maps::MapError| map("datagrams", &error))?,
+            questions: hash(&mut opened, "questions")?,
             config: config.clone(),
             objects,
             places: Places::default(),

@@ -6,6 +6,14 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(super) type AddressBytes = [u8; 16];
 pub(super) type PodBytes = [u8; 48];
 pub(super) type OwnAddressBytes = [u8; 20];
+/// `struct datagrams`: refused, unprotected.
+pub(super) type DatagramsWords = [u64; 2];
+/// `struct question_key`: slot, bucket.
+pub(super) type QuestionKeyWords = [u32; 2];
+pub(super) type QuestionBytes = [u8; 32];
+
+/// Places of a pod among `questions`.
+pub(super) const QUESTIONS: u32 = 64;
 
 /// Places for pods.
 pub(super) const MAX_PODS: u32 = 4096;

@@ -4,6 +4,7 @@
 //! All calls are blocking and short; one at a time.
 
 pub(crate) mod cgroup2;
+mod datagrams;
 mod foreign;
 mod kernel;
 mod layout;
@@ -20,6 +21,7 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 
+pub use datagrams::Datagrams;
 pub use kernel::Kernel;
 pub use pods::{Enrolment, OwnAddresses};
 pub use reasons::Reason;

@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::CaptureError;
@@ -44,6 +44,7 @@ const fn hook(program: &'static str, at: AttachType, place: Place, object: &'sta
 static CONNECT: &[u8] = object!("connect");
 static NAMES: &[u8] = object!("names");
 static DATAGRAM: &[u8] = object!("datagram");
+static SOCK_CREATE: &[u8] = object!("sock_create");
 static SOCKOPS_PODS: &[u8] = object!("sockops_pods");
 static SOCKOPS_DATAPLANE: &[u8] = object!("sockops_dataplane");
 static GETSOCKOPT: &[u8] = object!("getsockopt");
@@ -62,7 +63,7 @@ pub(super) static OBJECTS: [(&str, &[u8]); 7] = [
 ];
 
 /// In the order in which they are attached: what answers first, what redirects last.
-pub(super) static HOOKS: [Hook; 13] = [
+pub(super) static HOOKS: [Hook; 14] = [
     hook(
         "getsockopt",
         AttachType::Getsockopt,
@@ -87,6 +88,12 @@ pub(super) static HOOKS: [Hook; 13] = [
     hook("getsockname6", AttachType::Getsockname6, Place::Pods, NAMES),
     hook("recvmsg4", AttachType::Recvmsg4, Place::Pods, DATAGRAM),
     hook("recvmsg6", AttachType::Recvmsg6, Place::Pods, DATAGRAM),
+    hook(
+        "sock_create",
+        AttachType::SockCreate,
+        Place::Pods,
+        SOCK_CREATE,
+    ),
     hook("sendmsg4", AttachType::Sendmsg4, Place::Pods, DATAGRAM),
     hook("sendmsg6", AttachType::Sendmsg6, Place::Pods, DATAGRAM),
     hook("connect4", AttachType::Connect4, Place::Pods, CONNECT),
@@ -194,6 +201,7 @@ fn load(
     let found = found.ok_or_else(|| CaptureError::Program(program, "isn't there".into()))?;
     match found {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSock(program) => CgroupSock::load(program),
         Program::CgroupSockopt(program) => CgroupSockopt::load(program),
         Program::SockOps(program) => SockOps::load(program),
         Program::SkLookup(program) => SkLookup::load(program),

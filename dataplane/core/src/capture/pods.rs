@@ -53,6 +53,9 @@ impl Kernel {
             Some(slot) => slot,
             None => self.free_slot()?,
         };
+        if held.is_none() {
+            self.clear_datagrams(slot)?;
+        }
         self.take_place(slot);
         let done = self.write(netns, pod, &described, slot, listener);
         if done.is_err() && held.is_none() {
@@ -178,7 +181,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn slot(&self, cookie: u64) -> Option<u32> {
+    pub(super) fn slot(&self, cookie: u64) -> Option<u32> {
         let found = self.pods.get(&cookie, 0).ok()?;
         Some(layout::slot_of(&found))
     }
@@ -188,6 +191,7 @@ impl Kernel {
         let _ = self.pods.remove(&cookie);
         let _ = std::fs::remove_file(self.pin(slot));
         let _ = self.listeners.clear_index(&slot);
+        self.forget_questions(slot);
         let _ = self.write_addresses(slot, &HashSet::new());
         self.give_back(slot);
     }
@@ -234,7 +238,7 @@ fn is_global_v6(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())
 }
 
-fn cookie(netns: &Netns) -> Result<u64, CaptureError> {
+pub(super) fn cookie(netns: &Netns) -> Result<u64, CaptureError> {
     let found = netns.enter(own_cookie).and_then(|cookie| cookie);
     found.map_err(CaptureError::Namespace)
 }

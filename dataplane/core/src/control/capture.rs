@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::failure::{Code, Failure};
 use super::pods::Entry;
-use crate::capture::{CaptureConfig, CaptureError, Enrolment, Kernel, Reason};
+use crate::capture::{CaptureConfig, CaptureError, Datagrams, Enrolment, Kernel, Reason};
 use crate::config::Config;
 use crate::wire::control as pb;
 
@@ -125,6 +125,15 @@ impl Capture {
         .await
     }
 
+    /// What the mesh didn't carry of the pod's; None where it isn't captured.
+    pub async fn datagrams(
+        self: &Arc<Self>,
+        entry: Arc<Entry>,
+    ) -> Result<Option<Datagrams>, Failure> {
+        self.with(move |kernel| kernel.datagrams(&entry.netns))
+            .await
+    }
+
     pub async fn list(
         self: &Arc<Self>,
         entry: Option<Arc<Entry>>,
@@ -189,7 +198,7 @@ pub(super) fn enrolment(settings: &pb::PodSettings) -> Enrolment {
             .collect(),
         dns: settings.dns,
         bypass_inbound: settings.bypass_inbound,
-        udp_deny: false,
+        udp_deny: settings.udp_deny,
         cgroup: (!settings.cgroup.is_empty()).then(|| PathBuf::from(&settings.cgroup)),
     }
 }
@@ -200,6 +209,13 @@ pub(super) fn reason(reason: Reason) -> pb::capture_reply::Reason {
         name: reason.name.into(),
         text: reason.text.into(),
         count: reason.count,
+    }
+}
+
+pub(super) fn datagrams(found: Datagrams) -> pb::capture_reply::Datagrams {
+    pb::capture_reply::Datagrams {
+        refused: found.refused,
+        unprotected: found.unprotected,
     }
 }
 

@@ -111,6 +111,10 @@ async fn capture(instance: &Instance, ask: pb::Capture) -> Result {
                 pods.capture.release(entry).await?;
             }
         }
+        Verb::Datagrams(uid) => {
+            let found = pods.capture.datagrams(pods.known(&uid)?).await?;
+            reply.datagrams = found.map(super::capture::datagrams);
+        }
         Verb::List(uid) => {
             let (captured, reasons) = pods.capture.list(pods.known(&uid).ok()).await?;
             reply.captured = captured;

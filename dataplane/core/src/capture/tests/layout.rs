@@ -4,25 +4,40 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::super::layout::{
-    self, AddressBytes, FLAG_BYPASS_INBOUND, FLAG_DNS, FLAG_IPV6_OFF, FLAG_UDP_DENY, MAX_PODS,
-    OwnAddressBytes, PodBytes, PodValue,
+    self, AddressBytes, DatagramsWords, FLAG_BYPASS_INBOUND, FLAG_DNS, FLAG_IPV6_OFF,
+    FLAG_UDP_DENY, MAX_PODS, OwnAddressBytes, PodBytes, PodValue, QUESTIONS, QuestionBytes,
+    QuestionKeyWords,
 };
 use super::super::objects::OBJECTS;
 use super::super::reasons::REASONS;
 use super::btf::{Btf, Map};
 
 const HEADER: &str = include_str!("../../../../../bpf/include/underpass.h");
+const FLOWS: &str = include_str!("../../../../../bpf/include/flows.h");
 
 /// Of those that this process reads or writes: sizes of key and value.
-const SHARED: [(&str, usize, usize); 5] = [
+const SHARED: [(&str, usize, usize); 7] = [
+    ("datagrams", 4, size_of::<DatagramsWords>()),
     ("exempt", 8, 4),
     ("listeners", 4, 4),
     ("own_addresses", size_of::<OwnAddressBytes>(), 4),
     ("pods", 8, size_of::<PodBytes>()),
+    (
+        "questions",
+        size_of::<QuestionKeyWords>(),
+        size_of::<QuestionBytes>(),
+    ),
     ("reasons", 4, 8),
 ];
 /// The programs' own.
-const PRIVATE: [&str; 5] = ["accepted", "dialled", "originals", "records", "relays"];
+const PRIVATE: [&str; 6] = [
+    "accepted",
+    "dialled",
+    "flows",
+    "originals",
+    "records",
+    "relays",
+];
 
 /// By name, of all objects: the same in each that has it.
 fn maps() -> BTreeMap<String, Map> {
@@ -53,11 +68,13 @@ fn each_map_is_known_here_by_its_keys_and_values() {
 #[test]
 fn places_and_reasons_are_as_many_here_as_there() {
     let found = maps();
-    for name in ["pods", "listeners", "records"] {
+    for name in ["pods", "listeners", "records", "datagrams"] {
         assert_eq!(found[name].entries, MAX_PODS, "{name}");
     }
     let last = REASONS.iter().map(|(number, ..)| *number).max();
     assert!(last.unwrap() < found["reasons"].entries);
+    let line = format!("#define QUESTIONS {QUESTIONS}");
+    assert!(FLOWS.lines().any(|other| other == line), "{line}");
 }
 
 #[test]

@@ -205,7 +205,7 @@ async fn settings_of_the_pod_decide_about_the_rest() {
     let denied = pod.ask(FLAG_UDP_DENY, UDP, HERE, THERE);
     assert_eq!(denied, dropped("udp_denied"));
     let own = pod.ask(FLAG_UDP_DENY, UDP, HERE, "10.99.0.1:40000");
-    assert_eq!(own, passed("unprotected"));
+    assert_eq!(own, passed("self"));
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ impl Pods {
         let held = self.known.lock().active.get(&info.uid).cloned();
         if let Some(held) = held {
             if held.is(&info, &netns) && !held.handed_over() {
-                held.update(settings, &self.shared.config)?;
+                self.change(held.clone(), settings).await?;
                 if !prepare_only && !held.listening() {
                     held.serve(self.bind(&held.info, &held.netns, held.wants_dns())?);
                     self.adopt_capture(&held).await?;
@@ -147,7 +147,10 @@ impl Pods {
     }
 
     pub async fn update(&self, uid: &str, settings: pb::PodSettings) -> Result<(), Failure> {
-        let entry = self.known(uid)?;
+        self.change(self.known(uid)?, settings).await
+    }
+
+    async fn change(&self, entry: Arc<Entry>, settings: pb::PodSettings) -> Result<(), Failure> {
         if !entry.captured_by_ebpf() || !entry.listening() {
             return entry.update(settings, &self.shared.config);
         }

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * cgroup/sock_create on the pods' cgroup: sockets of protocols whose connections no hook sees
+ * (UDP-Lite, SCTP, DCCP) count as unprotected flows, or aren't made at all.
+ */
+#include "include/flows.h"
+
+static __always_inline int seen_later(__u32 type, __u32 protocol)
+{
+	switch (protocol) {
+	case 0:
+	case IPPROTO_TCP:
+	case IPPROTO_MPTCP:
+	case IPPROTO_UDP:
+		return 1;
+	}
+	/* Raw sockets are what NET_RAW gives; they carry no application's datagrams. */
+	return is_ping(protocol) || (type != SOCK_DGRAM && type != SOCK_STREAM &&
+				     type != SOCK_SEQPACKET);
+}
+
+SEC("cgroup/sock_create")
+int sock_create(struct bpf_sock *sk)
+{
+	__u64 cookie;
+	struct pod *pod;
+
+	if ((sk->family != AF_INET && sk->family != AF_INET6) || seen_later(sk->type, sk->protocol))
+		return ALLOW;
+	cookie = bpf_get_netns_cookie(sk);
+	pod = bpf_map_lookup_elem(&pods, &cookie);
+	if (!pod)
+		return ALLOW;
+	if (!(pod->flags & POD_UDP_DENY)) {
+		count_flow(pod->slot);
+		return pass(REASON_UNPROTECTED);
+	}
+	count_refused(pod->slot);
+	return deny(REASON_UDP_DENIED);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
