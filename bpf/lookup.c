@@ -4,6 +4,7 @@
  * inbound listener. The namespace's cookie can't be had here, so the instance knows its slot.
  */
 #include "include/flows.h"
+#include "include/relay.h"
 
 const volatile __u32 slot = 0;
 /* POD_* of this pod. */
@@ -74,7 +75,7 @@ int lookup(struct bpf_sk_lookup *ctx)
 		return let(REASON_LOOPBACK);
 	if (ctx->protocol != IPPROTO_TCP)
 		return datagram(&key);
-	if (bpf_map_lookup_elem(&relays, &key))
+	if (is_relay(&key))
 		return let(REASON_RELAY);
 	if (is_own(slot, &key.remote))
 		return let(REASON_SELF);

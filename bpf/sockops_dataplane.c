@@ -2,8 +2,9 @@
 /*
  * sock_ops on the data planes' cgroup: a connection that the outbound listener accepts takes its
  * destination off the record, and the data plane's own connections inside a pod are let past the
- * inbound listener until they are established.
+ * inbound listener until they are established at both ends.
  */
+#include "include/relay.h"
 #include "include/tuple.h"
 
 static __always_inline void take(struct bpf_sock_ops *ops, struct bpf_sock *sk, __u32 slot)
@@ -30,7 +31,6 @@ int sockops_dataplane(struct bpf_sock_ops *ops)
 	__u64 cookie = bpf_get_netns_cookie(ops);
 	struct pod *pod;
 	struct tuple key;
-	__u32 one = 1;
 
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
@@ -53,17 +53,16 @@ int sockops_dataplane(struct bpf_sock_ops *ops)
 	}
 	dialling(ops, pod->slot, &key);
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		if (bpf_map_update_elem(&relays, &key, &one, BPF_ANY))
+		if (begin_relay(&key))
 			count(REASON_NOT_RECORDED);
 		else
 			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
 							       BPF_SOCK_OPS_STATE_CB_FLAG);
 	} else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
-		/* From here on the kernel finds the connection by its tuple, and a SYN of somebody
-		 * else who uses the same must not get past the proxy. */
-		bpf_map_delete_elem(&relays, &key);
-	} else if (ops->args[0] == BPF_TCP_SYN_SENT && ops->args[1] == BPF_TCP_CLOSE) {
-		bpf_map_delete_elem(&relays, &key);
+		relay_established(&key);
+	} else if (ops->args[0] == BPF_TCP_ESTABLISHED || ops->args[1] == BPF_TCP_CLOSE) {
+		/* Of an application whose end no program of ours saw, or that never came. */
+		end_relay(&key);
 	}
 	return 1;
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * sock_ops on the pods' cgroup: before the SYN of a captured connection leaves, its destination goes
- * on record under the tuple by which the listener will see it.
+ * on record under the tuple by which the listener will see it. What the data plane dialled is known
+ * to the kernel by its tuple as soon as the application's end is established.
  */
+#include "include/relay.h"
 #include "include/tuple.h"
 
 static __always_inline void record(struct bpf_sock_ops *ops, struct dialled *socket)
@@ -33,12 +35,27 @@ static __always_inline void record(struct bpf_sock_ops *ops, struct dialled *soc
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+static __always_inline void accepted_by_application(struct bpf_sock_ops *ops)
+{
+	__u64 cookie = bpf_get_netns_cookie(ops);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
+	struct tuple key;
+
+	if (!pod)
+		return;
+	accepting(ops, pod->slot, &key);
+	/* From here on a SYN of somebody else who uses the same must not get past the proxy. */
+	end_relay(&key);
+}
+
 SEC("sockops")
 int sockops_pods(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk;
 	struct dialled *socket;
 
+	if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		accepted_by_application(ops);
 	if (ops->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ops->op != BPF_SOCK_OPS_STATE_CB)
 		return 1;
 	sk = ops->sk;

@@ -166,7 +166,8 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } originals SEC(".maps");
 
-/* The data plane's connections to applications that aren't established yet. */
+/* The data plane's connections to applications that aren't established at both ends yet: 0, or when
+ * the data plane's end was (relay.h). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_RECORDS);

@@ -16,7 +16,7 @@ from agent.cli.demo.story import greets
 from tests.support.intruder import run
 from tests.support.policies import applied, becomes, policy, source
 from tests.support.proof import Logs, assert_talked, new_marker, nothing_in_clear
-from tests.support.sysctl import write
+from tests.support.sysctl import always_cookies, netstat, write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,6 +56,29 @@ async def test_odd_ways_to_connect_are_carried_like_any_other(
     assert said.facts["peer"] == [host, ECHO_PORT]
     assert said.facts["local"][0] == sees
     await logs.both_name()
+
+
+@FAMILIES
+async def test_connections_are_carried_where_every_syn_is_answered_by_a_cookie(
+    mesh: Mesh, shop: Shop, family: str
+) -> None:
+    """As under a flood: nothing is remembered of a SYN, so the last packet of the handshake looks
+    for a listener again."""
+    web, db, marker = shop.web, shop.db, new_marker()
+    host, logs = getattr(db.sandbox, family), Logs(mesh, web, db)
+    with always_cookies(web), always_cookies(db):
+        before = [netstat(pod, "SyncookiesRecv") for pod in (web, db)]
+        async with nothing_in_clear(mesh, marker):
+            for case in ("plain", "mptcp", "non_blocking"):
+                (said,) = await run(web, "odd_sockets", case, host, ECHO_PORT, marker)
+                assert_talked(said, db, getattr(web.sandbox, family))
+        (said,) = await run(shop.legacy, "odd_sockets", "plain", host, ECHO_PORT, new_marker())
+        assert_talked(said, db, getattr(shop.legacy.sandbox, family))
+        taken = [netstat(pod, "SyncookiesRecv") for pod in (web, db)]
+    # Towards web's proxy; from the network to db's, and from there to the application.
+    assert taken[0] >= before[0] + 3
+    assert taken[1] >= before[1] + 5
+    await logs.both_name(3)
 
 
 @pytest.mark.parametrize("case", ["mapped", "mapped_mptcp"])

@@ -179,7 +179,7 @@ async fn the_mesh_itself_passes_by_its_port_or_its_record() {
     let mut pod = Pod::new();
     let hbone = format!("10.99.0.1:{}", pod.node.capture.ports.inbound_hbone);
     assert_eq!(pod.ask(0, TCP, &hbone, THERE), passed("hbone"));
-    pod.relays().insert(tuple(HERE, THERE), 1, 0).unwrap();
+    pod.relays().insert(tuple(HERE, THERE), 0, 0).unwrap();
     assert_eq!(pod.ask(0, TCP, HERE, THERE), passed("relay"));
     for (local, remote) in [
         (HERE, "192.0.2.9:40001"),
@@ -190,6 +190,22 @@ async fn the_mesh_itself_passes_by_its_port_or_its_record() {
         let said = pod.ask(0, TCP, local, remote);
         assert_eq!(said, dropped("no_listener"), "{local} {remote}");
     }
+}
+
+#[tokio::test]
+async fn a_record_that_nobody_took_back_opens_no_way_for_long() {
+    let mut pod = Pod::new();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let (seconds, _) = uptime.split_once('.').unwrap();
+    let milliseconds = seconds.parse::<u64>().unwrap() * 1000;
+    let now = u32::try_from(milliseconds % (1 << 32)).unwrap();
+    let mut relays = pod.relays();
+    relays.insert(tuple(HERE, THERE), now + 1, 0).unwrap();
+    assert_eq!(pod.ask(0, TCP, HERE, THERE), passed("relay"));
+    relays
+        .insert(tuple(HERE, THERE), now.wrapping_sub(5000), 0)
+        .unwrap();
+    assert_eq!(pod.ask(0, TCP, HERE, THERE), dropped("no_listener"));
 }
 
 #[tokio::test]
