@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine
+from dataclasses import replace
 
 from agent import logs, parts
 from agent.admin.servers import Servers
@@ -44,6 +45,8 @@ def run(config: Config) -> int:
 async def _serve(config: Config) -> int:
     present = parts.capture_client(config)
     redirect, capture = await parts.redirect(config, present)
+    if config.capture.ebpf is not None:
+        capture = replace(capture, pins=str(config.capture.ebpf.folder))
     log.info("capture chosen", extra={"mode": capture.mode, "why": capture.reason})
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)

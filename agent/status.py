@@ -66,6 +66,8 @@ class CaptureView:
     reason: str = ""
     # What works less well than it could.
     notes: tuple[str, ...] = ()
+    # Where programs and maps are pinned, as far as there are any; "" where eBPF isn't configured.
+    pins: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
  * whatever can't be done denies (design section 4).
  */
 #include "include/flows.h"
+#include "include/refusals.h"
 
 /*
  * An application holds the MPTCP socket, the hooks see a subflow of it: its names are asked for by
@@ -37,15 +38,15 @@ static __always_inline int connect_datagram(struct bpf_sock_addr *ctx, const str
 		return pass(REASON_UNPROTECTED);
 	if ((pod->flags & POD_UDP_DENY) && port != DNS_PORT) {
 		count_refused(pod->slot);
-		return deny(REASON_UDP_DENIED);
+		return refuse(REASON_UDP_DENIED);
 	}
 	count_flow(pod->slot);
 	return pass(REASON_UNPROTECTED);
 }
 
 /*
- * Decides about one connect and writes the address to use instead into `target` and `target_port`,
- * whose port is 0 when the address stays as it is.
+ * Decides about one connect, below 0 to refuse, and writes the address to use instead into `target`
+ * and `target_port`, whose port is 0 when the address stays as it is.
  */
 static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 				  const struct address *to, struct address *target,
@@ -71,23 +72,23 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 		return pass(REASON_SELF);
 	dns = (pod->flags & POD_DNS) && port == DNS_PORT;
 	if (stream && ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MPTCP)
-		return deny(REASON_FAMILY);
+		return refuse(REASON_FAMILY);
 	if (!stream && !(dns && ctx->protocol == IPPROTO_UDP))
 		return connect_datagram(ctx, pod, port);
 	if ((pod->flags & POD_IPV6_OFF) && !is_mapped(to))
-		return deny(REASON_IPV6_OFF);
+		return refuse(REASON_IPV6_OFF);
 	/* Its packets would leave by that device, whatever address they carry. */
 	if (sk->bound_dev_if > 1)
-		return deny(REASON_BOUND_DEVICE);
+		return refuse(REASON_BOUND_DEVICE);
 	if (stream) {
 		__u32 *used = bpf_map_lookup_elem(&records, &pod->slot);
 
 		if (!used || *used >= pod->budget)
-			return deny(REASON_BUDGET);
+			return refuse(REASON_BUDGET);
 	}
 	socket = bpf_sk_storage_get(&dialled, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
-		return deny(REASON_NO_STORAGE);
+		return refuse(REASON_NO_STORAGE);
 	socket->wanted.address = *to;
 	socket->wanted.port = port;
 	socket->wanted.slot = pod->slot;
@@ -117,6 +118,8 @@ int connect4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	set_v4(&to, LOAD(ctx, user_ip4));
 	verdict = decide(ctx, ctx->sk, &to, &target, &target_port);
+	if (verdict < 0)
+		return refused_call(ctx, ctx->sk, &to, -verdict);
 	if (target_port) {
 		STORE(ctx, user_ip4, target.word[3]);
 		ctx->user_port = bpf_htons(target_port);
@@ -135,6 +138,8 @@ int connect6(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	LOAD_V6(&to, ctx, user_ip6);
 	verdict = decide(ctx, ctx->sk, &to, &target, &target_port);
+	if (verdict < 0)
+		return refused_call(ctx, ctx->sk, &to, -verdict);
 	if (target_port) {
 		STORE_V6(ctx, user_ip6, &target);
 		ctx->user_port = bpf_htons(target_port);

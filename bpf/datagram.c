@@ -5,6 +5,7 @@
  * pass unprotected, or are refused.
  */
 #include "include/flows.h"
+#include "include/refusals.h"
 
 static __always_inline int send_uncaptured(struct bpf_sock *sk, const struct pod *pod,
 					   const struct address *to, __u16 port)
@@ -14,10 +15,10 @@ static __always_inline int send_uncaptured(struct bpf_sock *sk, const struct pod
 	if (pod->flags & POD_UDP_DENY) {
 		if (port != DNS_PORT) {
 			count_refused(pod->slot);
-			return deny(REASON_UDP_DENIED);
+			return refuse(REASON_UDP_DENIED);
 		}
 		if (remember_question(pod->slot, local_port, to))
-			return deny(REASON_NO_STORAGE);
+			return refuse(REASON_NO_STORAGE);
 	}
 	count_datagram(pod->slot, local_port, to, port);
 	return pass(REASON_UNPROTECTED);
@@ -43,12 +44,12 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	if (!(pod->flags & POD_DNS) || port != DNS_PORT || ctx->protocol != IPPROTO_UDP)
 		return send_uncaptured(sk, pod, to, port);
 	if ((pod->flags & POD_IPV6_OFF) && !is_mapped(to))
-		return deny(REASON_IPV6_OFF);
+		return refuse(REASON_IPV6_OFF);
 	if (sk->bound_dev_if > 1)
-		return deny(REASON_BOUND_DEVICE);
+		return refuse(REASON_BOUND_DEVICE);
 	socket = bpf_sk_storage_get(&dialled, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
-		return deny(REASON_NO_STORAGE);
+		return refuse(REASON_NO_STORAGE);
 	set_loopback(target, to);
 	socket->wanted.address = *to;
 	socket->wanted.port = DNS_PORT;
@@ -81,6 +82,8 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	set_v4(&to, LOAD(ctx, user_ip4));
 	verdict = decide(ctx, ctx->sk, &to, &target);
+	if (verdict < 0)
+		return refused_call(ctx, ctx->sk, &to, -verdict);
 	if (target.word[3]) {
 		STORE(ctx, user_ip4, target.word[3]);
 		ctx->user_port = bpf_htons(dns_port);
@@ -98,6 +101,8 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	LOAD_V6(&to, ctx, user_ip6);
 	verdict = decide(ctx, ctx->sk, &to, &target);
+	if (verdict < 0)
+		return refused_call(ctx, ctx->sk, &to, -verdict);
 	if (target.word[3]) {
 		STORE_V6(ctx, user_ip6, &target);
 		ctx->user_port = bpf_htons(dns_port);

@@ -3,7 +3,7 @@
  * cgroup/getsockopt on the data planes' cgroup: answers SO_ORIGINAL_DST of captured connections, as
  * conntrack does where nftables redirects.
  */
-#include "include/address.h"
+#include "include/refusals.h"
 
 #define SOL_IP 0
 #define SOL_IPV6 41
@@ -35,8 +35,8 @@ static __always_inline void answer_v4(struct bpf_sockopt *ctx, const struct dest
 	out->family = AF_INET;
 	out->port = bpf_htons(to->port);
 	out->ip = to->address.word[3];
-	ctx->optlen = sizeof(*out);
-	ctx->retval = 0;
+	STORE(ctx, optlen, sizeof(*out));
+	STORE(ctx, retval, 0);
 }
 
 static __always_inline void answer_v6(struct bpf_sockopt *ctx, const struct destination *to)
@@ -49,8 +49,31 @@ static __always_inline void answer_v6(struct bpf_sockopt *ctx, const struct dest
 	out->family = AF_INET6;
 	out->port = bpf_htons(to->port);
 	out->ip = to->address;
-	ctx->optlen = sizeof(*out);
-	ctx->retval = 0;
+	STORE(ctx, optlen, sizeof(*out));
+	STORE(ctx, retval, 0);
+}
+
+/* Conntrack can't answer either where the pod is captured by us. */
+static __always_inline void unknown(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
+	struct tuple key;
+
+	if (!pod || sk->src_port != outbound_port)
+		return;
+	key.slot = pod->slot;
+	key.local_port = bpf_ntohs(sk->dst_port);
+	key.remote_port = outbound_port;
+	if (sk->family == AF_INET) {
+		set_v4(&key.local, LOAD(sk, dst_ip4));
+		set_v4(&key.remote, LOAD(sk, src_ip4));
+	} else {
+		LOAD_V6(&key.local, sk, dst_ip6);
+		LOAD_V6(&key.remote, sk, src_ip6);
+	}
+	count(REASON_UNKNOWN_DESTINATION);
+	tell_refused(&key, REASON_UNKNOWN_DESTINATION, IPPROTO_TCP, 0);
 }
 
 SEC("cgroup/getsockopt")
@@ -64,8 +87,10 @@ int getsockopt(struct bpf_sockopt *ctx)
 	if (ctx->level != SOL_IP && ctx->level != SOL_IPV6)
 		return 1;
 	to = bpf_sk_storage_get(&accepted, sk, 0, 0);
-	if (!to)
+	if (!to) {
+		unknown(ctx, sk);
 		return 1;
+	}
 	if (ctx->level == SOL_IP && is_mapped(&to->address))
 		answer_v4(ctx, to);
 	else if (ctx->level == SOL_IPV6)

@@ -4,6 +4,7 @@
  * (UDP-Lite, SCTP, DCCP) count as unprotected flows, or aren't made at all.
  */
 #include "include/flows.h"
+#include "include/refusals.h"
 
 static __always_inline int seen_later(__u32 type, __u32 protocol)
 {
@@ -36,7 +37,8 @@ int sock_create(struct bpf_sock *sk)
 		return pass(REASON_UNPROTECTED);
 	}
 	count_refused(pod->slot);
-	return deny(REASON_UDP_DENIED);
+	count(REASON_UDP_DENIED);
+	return refused_socket(sk, pod, REASON_UDP_DENIED);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -4,13 +4,14 @@
  * destination off the record, and the data plane's own connections inside a pod are let past the
  * inbound listener until they are established at both ends.
  */
+#include "include/refusals.h"
 #include "include/relay.h"
 #include "include/tuple.h"
 
 static __always_inline void take(struct bpf_sock_ops *ops, struct bpf_sock *sk, __u32 slot)
 {
 	struct destination *original, *kept;
-	struct tuple key;
+	struct tuple key, asked;
 
 	accepting(ops, slot, &key);
 	original = bpf_map_lookup_elem(&originals, &key);
@@ -18,10 +19,17 @@ static __always_inline void take(struct bpf_sock_ops *ops, struct bpf_sock *sk, 
 		return;
 	kept = bpf_sk_storage_get(&accepted, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	/* Without it the proxy finds no destination and refuses. */
-	if (kept)
+	if (kept) {
 		*kept = *original;
-	else
+	} else {
+		asked.slot = slot;
+		asked.local = key.remote;
+		asked.local_port = key.remote_port;
+		asked.remote = original->address;
+		asked.remote_port = original->port;
 		count(REASON_NO_STORAGE);
+		tell_refused(&asked, REASON_NO_STORAGE, IPPROTO_TCP, 0);
+	}
 	forget(&key);
 }
 
@@ -53,11 +61,13 @@ int sockops_dataplane(struct bpf_sock_ops *ops)
 	}
 	dialling(ops, pod->slot, &key);
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		if (begin_relay(&key))
+		if (begin_relay(&key)) {
 			count(REASON_NOT_RECORDED);
-		else
+			tell_refused(&key, REASON_NOT_RECORDED, IPPROTO_TCP, 1);
+		} else {
 			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
 							       BPF_SOCK_OPS_STATE_CB_FLAG);
+		}
 	} else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
 		relay_established(&key);
 	} else if (ops->args[0] == BPF_TCP_ESTABLISHED || ops->args[1] == BPF_TCP_CLOSE) {

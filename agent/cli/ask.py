@@ -243,6 +243,7 @@ async def _read(dataplane: "Dataplane", section: str, query: Mapping[str, str]) 
         "node": hello.config.node,
         "ready": False,
         "pending": ["agent"],
+        "capture": {"pins": hello.config.ebpf.folder},
         "dataplane": {
             "state": "draining" if hello.draining else "serving",
             "socket": str(dataplane.path),

@@ -178,9 +178,12 @@ def _dns(row: Row) -> str:
 def _drop(row: Row) -> str:
     number = "" if row["number"] is None else f" ({row['number']})"
     parts = [*_begin(row), f"{row['reason']}{number}"]
-    if row["event"] == "refused":
+    if "source" not in row:
         return "  ".join([*parts, f"{row['count']} packets, by underpass's own rule"])
-    parts.append(f"{row['protocol']} {row['source']} → {row['destination']}")
+    ends = " → ".join(filter(None, (row["source"], row["destination"])))
+    parts.append(f"{row['protocol']} {ends}")
+    if row["event"] == "refused":
+        return "  ".join([*parts, f"by underpass: {row['text']}", *_process(row)])
     parts += [row["flags"]] if row["flags"] else []
     return "  ".join([*parts, f"{row['length']} bytes", f"in {row['where']}"])
 
@@ -210,7 +213,8 @@ _noun(
     "drops",
     "DropsView",
     _drop,
-    "Packets of pods that the kernel drops, with its reason, and what our own rules refuse.",
+    "Packets of pods that the kernel drops, with its reason, and what our own rules and programs"
+    " refuse.",
 )
 _noun(
     "dns",

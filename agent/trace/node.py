@@ -31,13 +31,17 @@ class Node:
     ports: Ports = field(default_factory=lambda: Ports(dns=15053))
     # What a socket connects to isn't what its application asked for: eBPF.
     rewrites: bool = False
+    # Of capture by eBPF; None: there is none.
+    pins: Path | None = None
     _cgroups: frozenset[int] = frozenset()
 
     def refresh(self) -> None:
         """Raises what `ask` raises. Not for the event loop's thread: it waits."""
         pods, status = self.ask("pods"), self.ask("status")
         self.pods = traced(pods, status.get("pid"), self.choice.uid, self.choice.namespace)
-        self.rewrites = status.get("capture", {}).get("mode") == "ebpf"
+        capture = status.get("capture", {})
+        self.rewrites = capture.get("mode") == "ebpf"
+        self.pins = Path(capture["pins"]) if capture.get("pins") else None
         self._cgroups = frozenset(_cgroups(status["dataplane"]["cgroup"]))
 
     def learn_ports(self) -> None:

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 TCP, UDP = 6, 17
-_PROTOCOLS = {1: "icmp", TCP: "tcp", UDP: "udp", 58: "icmpv6", 132: "sctp"}
+_PROTOCOLS = {
+    1: "icmp",
+    TCP: "tcp",
+    UDP: "udp",
+    33: "dccp",
+    58: "icmpv6",
+    132: "sctp",
+    136: "udplite",
+    262: "mptcp",
+}
 _FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
 _PORTS = struct.Struct("!HH")
 
@@ -28,6 +37,10 @@ class Packet:
         return end(self.source, self.ports[0]), end(self.destination, self.ports[1])
 
 
+def protocol(number: int) -> str:
+    return _PROTOCOLS.get(number, str(number))
+
+
 def end(address: object, port: int) -> str:
     text = str(address)
     return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
@@ -47,9 +60,8 @@ def parse(data: bytes) -> Packet | None:
         source, destination = str(IPv6Address(data[8:24])), str(IPv6Address(data[24:40]))
     else:
         return None
-    protocol = _PROTOCOLS.get(abs(number), str(abs(number)))
     if number not in (TCP, UDP) or len(data) < at + 4:
-        return Packet(protocol, source, destination)
+        return Packet(protocol(abs(number)), source, destination)
     ports, flags, payload = _PORTS.unpack_from(data, at), "", b""
     if number == TCP and len(data) > at + 13:
         bits = data[at + 13]
@@ -57,4 +69,4 @@ def parse(data: bytes) -> Packet | None:
     elif number == UDP and len(data) >= at + 8:
         # What was copied may be longer than the packet.
         payload = data[at + 8 : at + int.from_bytes(data[at + 4 : at + 6])]
-    return Packet(protocol, source, destination, ports, flags, payload)
+    return Packet(protocol(number), source, destination, ports, flags, payload)

@@ -1,7 +1,7 @@
-"""Our own reasons to drop or refuse packets of a pod, and how often each was met.
+"""Our own reasons to drop or refuse packets of a pod.
 
-Every way of capture is a `ReasonSource`. nftables' are the rules that drop or reject, by name, in
-each pod; a way that numbers its reasons and counts them for the whole node answers for `NODE`.
+nftables' are the rules that drop or reject, by name, counted in each pod: a `ReasonSource`. Those
+of the eBPF programs are numbered, and told one by one (refusals.py).
 """
 
 import os
@@ -15,8 +15,38 @@ from redirect.base import RedirectError
 from redirect.netns import NetnsThread
 from redirect.ruleset import FAMILY, TABLE
 
-# No pod's own: 0 is nobody's inode.
-NODE = 0
+# Name and text by number, as in bpf/include/reasons.h.
+NUMBERED = {
+    1: ("captured", "pass: led to the outbound listener"),
+    2: ("dns", "pass: led to the DNS listener"),
+    3: ("loopback", "pass: to the pod itself, by a loopback address"),
+    4: ("self", "pass: to the pod itself, by an address of its own"),
+    5: ("data_plane", "pass: a socket of the data plane"),
+    6: ("inbound", "pass: led to the inbound listener"),
+    7: ("relay", "pass: the data plane's connection to the application"),
+    8: ("hbone", "pass: to the HBONE listener"),
+    9: ("probe", "pass: the kubelet's connection to a declared port"),
+    10: ("unprotected", "pass: not TCP, which is all that the mesh carries"),
+    11: ("bypass_inbound", "pass: inbound capture is off for the pod"),
+    32: ("no_storage", "deny: no memory for the socket's record"),
+    33: (
+        "bound_device",
+        "deny: the socket is bound to a device, so it would leave past the mesh",
+    ),
+    34: ("no_listener", "drop: no data plane listens for the pod"),
+    35: ("assign", "drop: the kernel refused the listener for the packet"),
+    36: ("udp_denied", "deny: datagrams are refused by the namespace's setting"),
+    37: ("budget", "deny: as many connections of the pod wait to be accepted as may"),
+    38: ("family", "deny: a protocol or an address family that the mesh can't carry"),
+    39: ("ipv6_off", "deny: IPv6 is off in the data plane"),
+    40: ("not_recorded", "deny: no room to record the connection, so the proxy refuses it"),
+    41: ("stale", "deny: the socket went elsewhere than its record says, so the proxy refuses it"),
+    42: (
+        "unknown_destination",
+        "deny: no destination on record, as of what dials the proxy's own port",
+    ),
+    43: ("no_pod", "deny: enrolled, but not described; no program says so any more"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +59,7 @@ class Reason:
 
 class ReasonSource(Protocol):
     async def counts(self, pods: Sequence[Traced]) -> dict[int, list[Reason]]:
-        """Since capture began, by the pod's inode or for NODE; without those of which nothing can
-        be read."""
+        """Since capture began, by the pod's inode; without those of which nothing can be read."""
 
 
 class NftablesReasons:

@@ -14,6 +14,8 @@ from agent.trace.views import Row, View
 
 # Pods are asked for, and counters read, this often.
 LOOK = 1.0
+# What the programs of capture tell, this often.
+POLL = 0.1
 
 
 class Session:
@@ -41,6 +43,7 @@ class Session:
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self._read(tracer)),
                 asyncio.create_task(self._keep_looking(tracer)),
+                asyncio.create_task(self._keep_polling()),
             ]
             ended: asyncio.Task[Any] = asyncio.create_task(stop.wait())
             try:
@@ -54,6 +57,7 @@ class Session:
                 for task in (*tasks, ended):
                     task.cancel()
                 await asyncio.gather(*tasks, ended, return_exceptions=True)
+        self._poll()
         self._due(time.monotonic_ns() + 10**12)
         for row in self._view.summary():
             self._tell(row)
@@ -91,6 +95,15 @@ class Session:
             if set(self._node.pods) != before:
                 tracer.watch(self._node.pods)
             await self._look()
+
+    async def _keep_polling(self) -> None:
+        while True:
+            self._poll()
+            await asyncio.sleep(POLL)
+
+    def _poll(self) -> None:
+        for row in self._view.poll(self._note):
+            self._tell(row)
 
     async def _look(self) -> None:
         pods = list(self._node.pods.values())

@@ -4,10 +4,10 @@ dictionaries and go out as JSON as they are; agent/cli/trace.py puts them into w
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, ClassVar, Protocol
 
 from agent.trace.btf import Btf, UnknownType
@@ -15,15 +15,17 @@ from agent.trace.connections import Connections, Seen
 from agent.trace.dns import Lookup, Lookups
 from agent.trace.latency import Latencies
 from agent.trace.node import Node
-from agent.trace.packet import end, parse
+from agent.trace.packet import end, parse, protocol
 from agent.trace.pods import Traced
-from agent.trace.reasons import NftablesReasons, Reason, ReasonSource, growth
+from agent.trace.reasons import NUMBERED, NftablesReasons, Reason, ReasonSource, growth
+from agent.trace.refusals import Refusal, Refusals, UnknownLayout
 from agent.trace.tracer import Record
 from redirect.base import RedirectError
 from redirect.netns import NetnsThread
 from redirect.sockets import Connection, connections, listening
 
 Row = dict[str, Any]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class View(Protocol):
 
     async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
         """What can be seen by asking: at the start, when the tracer is ready, every second."""
+
+    def poll(self, note: Note) -> Iterator[Row]:
+        """What can be read all the time, many times a second; `note` says what is to be known of
+        it."""
 
     def ready(self) -> None:
         """From now on nothing is missed."""
@@ -68,6 +74,9 @@ class _View:
 
     async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
         return []
+
+    def poll(self, note: Note) -> Iterator[Row]:
+        return iter(())
 
     def ready(self) -> None:
         pass
@@ -236,6 +245,8 @@ class DropsView(_View):
         self._sources: tuple[ReasonSource, ...] = (NftablesReasons(visitor),)
         self._known: dict[tuple[ReasonSource, int], list[Reason]] = {}
         self._names = _drop_reasons()
+        self._refusals: Refusals | None = None
+        self._unread = ""
 
     async def look(self, pods: Sequence[Traced], now: int) -> list[Row]:
         rows: list[Row] = []
@@ -250,6 +261,26 @@ class DropsView(_View):
                     told = {"reason": reason.name, "number": reason.number, "count": reason.count}
                     rows.append(self.row(inode, now, "refused") | told)
         return rows
+
+    def poll(self, note: Note) -> Iterator[Row]:
+        if self._refusals is None:
+            if self.node.pins is None:
+                return
+            self._refusals = Refusals(self.node.pins)
+        try:
+            found, lost = self._refusals.read()
+        except (UnknownLayout, OSError) as exc:
+            # Said once: it is tried again and again.
+            if str(exc) != self._unread:
+                note(f"refusals by our own programs can't be read: {exc}")
+            self._unread = str(exc)
+            return
+        if lost:
+            note(f"{lost} refusals were lost: they come faster than they are read")
+        for refusal in found:
+            ports = (refusal.local[1], refusal.remote[1])
+            if refusal.netns in self.node.pods and self.wanted.takes(False, ports):
+                yield self.row(refusal.netns, refusal.time, "refused") | _refused(refusal)
 
     def feed(self, record: Record) -> Iterator[Row]:
         packet = parse(bytes.fromhex(record["packet"]))
@@ -287,6 +318,31 @@ def _connection(seen: Seen) -> Row:
         "process": seen.process,
         "pid": seen.pid,
     }
+
+
+def _refused(refusal: Refusal) -> Row:
+    name, text = NUMBERED.get(refusal.reason, (str(refusal.reason), ""))
+    local, remote = _end(*refusal.local), _end(*refusal.remote)
+    source, destination = (remote, local) if refusal.inbound else (local, remote)
+    return {
+        "reason": name,
+        "number": refusal.reason,
+        "count": 1,
+        "text": text,
+        "direction": "inbound" if refusal.inbound else "outbound",
+        "protocol": protocol(refusal.protocol),
+        "source": source,
+        "destination": destination,
+        "process": refusal.process,
+        "pid": refusal.pid,
+    }
+
+
+def _end(address: IPv4Address | IPv6Address, port: int) -> str:
+    """ "" where nobody has said yet: of a socket that wasn't made."""
+    if port:
+        return end(address, port)
+    return "" if address.is_unspecified else str(address)
 
 
 def _ports(seen: Seen) -> tuple[int, ...]:

@@ -267,10 +267,11 @@ static __always_inline int pass(__u32 reason)
 	return ALLOW;
 }
 
-static __always_inline int deny(__u32 reason)
+/* For inner functions, whose program tells of it and denies (refusals.h). */
+static __always_inline int refuse(__u32 reason)
 {
 	count(reason);
-	return DENY;
+	return -(int)reason;
 }
 
 #endif

@@ -38,6 +38,8 @@ const PRIVATE: [&str; 6] = [
     "records",
     "relays",
 ];
+/// The agent's, whose tracer reads them (tests/contract/test_refusals.py).
+const TRACED: [&str; 2] = ["refusals", "tracing"];
 
 /// By name, of all objects: the same in each that has it.
 fn maps() -> BTreeMap<String, Map> {
@@ -58,6 +60,7 @@ fn each_map_is_known_here_by_its_keys_and_values() {
     let found = maps();
     let mut known: Vec<_> = SHARED.iter().map(|(name, ..)| *name).collect();
     known.extend(PRIVATE);
+    known.extend(TRACED);
     known.sort_unstable();
     assert_eq!(found.keys().collect::<Vec<_>>(), known);
     for (name, key, value) in SHARED {
