@@ -3,6 +3,7 @@ it was killed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,6 +52,18 @@ def traces() -> list[str]:
     return found
 
 
+def cgroups_of(word: str) -> set[str]:
+    """Of the processes whose command has the word."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if word in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    lines = (folder / "cgroup").read_text().splitlines()
+                    found |= {line[3:] for line in lines if line.startswith("0::")}
+    return found
+
+
 def links() -> str:
     return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
 
@@ -85,6 +98,11 @@ def test_kept_mesh_can_be_looked_into_and_taken_down() -> None:
         shown = underpass("--node", node, view)
         assert shown.returncode == 0, shown.stderr
         assert needle in shown.stdout
+    # Only what runs in pods is in the pods' cgroup, as on a node.
+    assert cgroups_of("agent.cli.demo.echo") == {f"/{PODS_CGROUP}"}
+    ours = cgroups_of(f"--node={node}") | cgroups_of(str(RUN_DIR / node))
+    assert len(ours) == 2, "the agent's and the data plane's"
+    assert not any(PODS_CGROUP in path for path in ours | cgroups_of(str(FOLDER / "controlplane")))
     # The commands that it prints work as they stand; a service's address is the data plane's to
     # know, so that this one was captured.
     curl = next(line for line in done.stdout.splitlines() if "curl" in line)

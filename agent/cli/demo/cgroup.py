@@ -15,6 +15,15 @@ def folder(name: str) -> Path | None:
     return mounts[0] / name if mounts else None
 
 
+def own() -> Path:
+    """This process's. Raises OSError where no cgroup2 is mounted."""
+    mounts = cgroup2_mounts()
+    if not mounts:
+        raise OSError("no cgroup2 is mounted")
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return mounts[0] / next(line[3:] for line in lines if line.startswith("0::")).lstrip("/")
+
+
 def enter(cgroup: Path) -> None:
     """This process, with all that it starts from now on."""
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
@@ -23,9 +32,7 @@ def enter(cgroup: Path) -> None:
 @contextlib.contextmanager
 def entered(cgroup: Path) -> Iterator[Path]:
     """Made if need be. Who is left in it afterwards is the caller's to end; an empty one goes."""
-    (mount, *_) = cgroup2_mounts()
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    before = mount / next(line[3:] for line in lines if line.startswith("0::")).lstrip("/")
+    before = own()
     cgroup.mkdir(parents=True, exist_ok=True)
     enter(cgroup)
     try:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def demo(context: click.Context, keep: bool, as_json: bool, capture: str) -> Non
     """
     if context.invoked_subcommand is not None:
         return
-    if os.geteuid() != 0:
-        raise click.ClickException("the demo makes network namespaces: run it as root")
+    need_root()
     sys.exit(asyncio.run(tell(keep, Voice(as_json), capture)))
 
 
@@ -55,6 +55,7 @@ def demo(context: click.Context, keep: bool, as_json: bool, capture: str) -> Non
 def exec_command(pod: str, command: tuple[str, ...]) -> None:
     """Run a command as if in a pod of a demo that was kept: in its network namespace, and in the
     cgroup of its processes, which capture by eBPF goes by."""
+    need_root()
     prefix = f"{UP}-{PREFIX}-"
     there = [name.removeprefix(prefix) for name in namespaces(PREFIX)]
     pods = [name for name in there if not name.startswith("node")]
@@ -115,28 +116,55 @@ class Voice:
         click.echo(json.dumps(fields, ensure_ascii=False))
 
 
+def need_root() -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException("the demo lives in network namespaces: run it as root")
+
+
 async def tell(keep: bool, voice: Voice, capture: str = "auto") -> int:
     """Runs all chapters; 0 when every claim held. Cleans up unless told to keep, also when
     interrupted."""
     remove()
     FOLDER.mkdir(parents=True)
-    world = World(PREFIX)
-    mesh = Mesh(world, FOLDER, RUN_DIR, (f"--capture={capture}",), tied=not keep)
+    mesh = Mesh(World(PREFIX), FOLDER, RUN_DIR, (f"--capture={capture}",), tied=not keep)
+    kept = False
+    try:
+        with pods_apart(mesh):
+            code = await prove(mesh, keep, voice)
+        kept = keep and code == 0
+        return code
+    finally:
+        if not kept:
+            remove()
+
+
+@contextlib.contextmanager
+def pods_apart(mesh: Mesh) -> Iterator[None]:
+    """This process, and with it servers and clients of the pods, moves into the pods' cgroup;
+    agents and control plane stay where it was. Where that can't be, the agents are told of no
+    cgroup, and say what comes of it."""
+    above = cgroup.folder(PODS_CGROUP)
+    with contextlib.ExitStack() as scope:
+        if above is not None:
+            with contextlib.suppress(OSError):
+                before = cgroup.own()
+                scope.enter_context(cgroup.entered(above))
+                mesh.daemons = before
+                # Agents are told by their environment, which is this process's.
+                os.environ["UNDERPASS_PODS_CGROUP"] = str(above)
+        yield
+
+
+async def prove(mesh: Mesh, keep: bool, voice: Voice) -> int:
+    """Chapter by chapter; 0 when every claim held, 130 when interrupted."""
     story = Story(mesh)
-    pods_cgroup = cgroup.folder(PODS_CGROUP)
-    # Agents are told by their environment, which is this process's.
-    scope = contextlib.ExitStack()
-    if pods_cgroup is not None:
-        scope.enter_context(cgroup.entered(pods_cgroup))
-        os.environ["UNDERPASS_PODS_CGROUP"] = str(pods_cgroup)
     task = asyncio.current_task()
-    assert task is not None, "tell() runs as a task"
+    assert task is not None, "prove() runs as a task"
     loop = asyncio.get_running_loop()
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(interrupt, task.cancel)
-    kept = False
     try:
-        world.up()
+        mesh.world.up()
         for number, (title, chapter) in enumerate(story.chapters(), 1):
             started = time.monotonic()
             try:
@@ -146,7 +174,6 @@ async def tell(keep: bool, voice: Voice, capture: str = "auto") -> int:
                 voice.failed(number, title, explain(exc, mesh))
                 return 1
             voice.proved(number, title, evidence, time.monotonic() - started)
-        kept = keep
         voice.end(f"all {number} claims hold", chapters=number)
         if keep and not voice.as_json:
             click.echo(explore(story))
@@ -157,10 +184,6 @@ async def tell(keep: bool, voice: Voice, capture: str = "auto") -> int:
     except asyncio.CancelledError:
         click.echo("interrupted; removing everything", err=True)
         return 130
-    finally:
-        scope.close()
-        if not kept:
-            remove()
 
 
 def explain(exc: Exception, mesh: Mesh) -> str:

@@ -44,6 +44,8 @@ class Mesh:
     agent_options: Sequence[str] = ()
     # Children end with this process (tests), or outlive it (`demo --keep`).
     tied: bool = True
+    # Where agents and control plane live while this process is in the pods' cgroup.
+    daemons: Path | None = None
     pods: list[Pod] = field(default_factory=list)
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
@@ -90,6 +92,12 @@ class Mesh:
         self.processes[name] = process
         return process
 
+    def apart(self) -> Sequence[str]:
+        """Put before a command, moves it into the daemons' cgroup, if they have one."""
+        if self.daemons is None:
+            return ()
+        return ("sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.daemons / "cgroup.procs"))
+
     async def start_control_plane(self) -> None:
         """In the first node's namespace, reachable by both nodes."""
         node = self.world.nodes[0]
@@ -97,6 +105,7 @@ class Mesh:
         await self.spawn(
             "controlplane",
             [
+                *self.apart(),
                 *UNDERPASS,
                 "controlplane",
                 f"--manifests={self.manifests}",
@@ -119,6 +128,7 @@ class Mesh:
         await self.spawn(
             node.name,
             [
+                *self.apart(),
                 *UNDERPASS,
                 "agent",
                 f"--node={node.name}",
