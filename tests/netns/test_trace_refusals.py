@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.mesh import Mesh
-from agent.cli.demo.netns import inside, open_socket
+from agent.cli.demo.netns import connect, inside, open_socket
 from agent.cli.demo.shop import ECHO_PORT, NAMESPACE
 from agent.trace import pinned
 from agent.trace.refusals import LEASE, TRACING
@@ -225,14 +225,16 @@ async def test_a_packet_to_a_pod_without_a_data_plane_is_told(mesh: Mesh, shop: 
         os.kill(doomed, signal.SIGKILL)
         await eventually(lambda: not descriptors(doomed))
         began = time.monotonic()
-        made = open_socket(shop.legacy.sandbox.namespace, socket.AF_INET)
-        with made, contextlib.suppress(BlockingIOError):
-            made.connect((shop.web.sandbox.ipv4, ECHO_PORT))
+        where = f"{shop.web.sandbox.ipv4}:{ECHO_PORT}"
+        # As by a machine on which nobody listens.
+        with pytest.raises(ConnectionRefusedError):
+            await connect(shop.legacy.sandbox.namespace, shop.web.sandbox.ipv4, ECHO_PORT)
         row = await trace.row(event="refused", reason="no_listener")
         assert time.monotonic() - began < 2
+        await trace.row(event="dropped", reason="NO_SOCKET", destination=where)
     assert (row["pod"], row["direction"]) == (f"{NAMESPACE}/web", "inbound")
     assert row["source"].startswith(f"{shop.legacy.sandbox.ipv4}:")
-    assert row["destination"] == f"{shop.web.sandbox.ipv4}:{ECHO_PORT}"
+    assert row["destination"] == where
     assert (row["process"], row["pid"]) == ("", 0)
     await mesh.start_agent(node)
     await mesh.settled()
