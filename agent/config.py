@@ -218,6 +218,9 @@ def _assemble(reader: _Reader) -> Config | None:
     pods_cgroup = _named_cgroup(reader, "pods-cgroup", mode)
     kubelet_cgroup = _named_cgroup(reader, "kubelet-cgroup", mode)
     ebpf, no_ebpf = _ebpf(reader, node.name, pods_cgroup, mode)
+    if ebpf and kubelet_cgroup and ebpf.pods_cgroup.is_relative_to(kubelet_cgroup):
+        what = f"{kubelet_cgroup}: the pods are in it, too ({ebpf.pods_cgroup}), and would pass for"
+        reader.wrong("kubelet-cgroup", f"{what} the kubelet; name its own")
     if reader.mistakes:
         return None
     return Config(

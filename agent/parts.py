@@ -248,6 +248,7 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
         if ebpf is None
         else control_pb2.Ebpf(
             pods_cgroup=str(ebpf.pods_cgroup),
+            kubelet_cgroup=str(config.capture.kubelet_cgroup or ""),
             folder=str(ebpf.folder),
             pod_max_pending=ebpf.pod_max_pending,
         ),

@@ -5,7 +5,7 @@
  */
 #include "include/flows.h"
 #include "include/refusals.h"
-#include "include/relay.h"
+#include "include/way.h"
 
 const volatile __u32 slot = 0;
 /* POD_* of this pod. */
@@ -75,8 +75,10 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct tuple *key)
 		return let(REASON_LOOPBACK);
 	if (ctx->protocol != IPPROTO_TCP)
 		return datagram(key);
-	if (is_relay(key))
+	if (has_way(&relays, key))
 		return let(REASON_RELAY);
+	if (has_way(&probes, key))
+		return let(REASON_PROBE);
 	if (is_own(slot, &key->remote))
 		return let(REASON_SELF);
 	if (key->local_port == hbone_port)

@@ -5,7 +5,7 @@
  * inbound listener until they are established at both ends.
  */
 #include "include/refusals.h"
-#include "include/relay.h"
+#include "include/way.h"
 #include "include/tuple.h"
 
 static __always_inline void take(struct bpf_sock_ops *ops, struct bpf_sock *sk, __u32 slot)
@@ -61,7 +61,7 @@ int sockops_dataplane(struct bpf_sock_ops *ops)
 	}
 	dialling(ops, pod->slot, &key);
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		if (begin_relay(&key)) {
+		if (open_way(&relays, &key)) {
 			count(REASON_NOT_RECORDED);
 			tell_refused(&key, REASON_NOT_RECORDED, IPPROTO_TCP, 1);
 		} else {
@@ -69,10 +69,10 @@ int sockops_dataplane(struct bpf_sock_ops *ops)
 							       BPF_SOCK_OPS_STATE_CB_FLAG);
 		}
 	} else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
-		relay_established(&key);
+		way_established(&relays, &key);
 	} else if (ops->args[0] == BPF_TCP_ESTABLISHED || ops->args[1] == BPF_TCP_CLOSE) {
 		/* Of an application whose end no program of ours saw, or that never came. */
-		end_relay(&key);
+		close_way(&relays, &key);
 	}
 	return 1;
 }

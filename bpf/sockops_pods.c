@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * sock_ops on the pods' cgroup: before the SYN of a captured connection leaves, its destination goes
- * on record under the tuple by which the listener will see it. What the data plane dialled is known
- * to the kernel by its tuple as soon as the application's end is established.
+ * on record under the tuple by which the listener will see it. What the data plane or the kubelet
+ * dialled is known to the kernel by its tuple as soon as the application's end is established.
  */
 #include "include/refusals.h"
-#include "include/relay.h"
+#include "include/way.h"
 #include "include/tuple.h"
 
 /* The proxy will refuse it. */
@@ -58,7 +58,8 @@ static __always_inline void accepted_by_application(struct bpf_sock_ops *ops)
 		return;
 	accepting(ops, pod->slot, &key);
 	/* From here on a SYN of somebody else who uses the same must not get past the proxy. */
-	end_relay(&key);
+	close_way(&relays, &key);
+	close_way(&probes, &key);
 }
 
 SEC("sockops")

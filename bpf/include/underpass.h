@@ -26,6 +26,9 @@
 #define MAX_RECORDS 262144
 #define MAX_FLOWS 16384
 #define MAX_QUESTIONS 65536
+/* Of the kubelet, which has hundreds of pods to ask at most, and asks each for seconds at most. */
+#define MAX_PROBES 16384
+#define MAX_PROBE_PORTS 131072
 #define DNS_PORT 53
 
 #define POD_DNS 0x1
@@ -89,6 +92,12 @@ struct destination {
 struct own_address {
 	__u32 slot;
 	struct address address;
+};
+
+struct probe_port {
+	struct address address;
+	__u16 port;
+	__u16 pad;
 };
 
 /* Of an application's socket, from its connect on. */
@@ -167,7 +176,7 @@ struct {
 } originals SEC(".maps");
 
 /* The data plane's connections to applications that aren't established at both ends yet: 0, or when
- * the data plane's end was (relay.h). */
+ * the data plane's end was (way.h). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_RECORDS);
@@ -176,6 +185,26 @@ struct {
 	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } relays SEC(".maps");
+
+/* Where the kubelet may go past the mesh; the value is the slot of the one pod that it reaches so. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROBE_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct probe_port);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} probe_ports SEC(".maps");
+
+/* The kubelet's connections to such ports, likewise. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROBES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tuple);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} probes SEC(".maps");
 
 /* Entries of `originals`, by slot. */
 struct {
@@ -247,6 +276,15 @@ struct {
 	__type(value, struct destination);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } accepted SEC(".maps");
+
+/* Of the kubelet's sockets: what stands in `probes` for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct tuple);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} probing SEC(".maps");
 
 /* Set before loading. */
 const volatile __u16 outbound_port = 15001;

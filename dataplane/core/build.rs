@@ -6,7 +6,7 @@ use std::process::Command;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "connect",
     "datagram",
     "getsockopt",
@@ -14,6 +14,7 @@ const PROGRAMS: [&str; 8] = [
     "names",
     "sock_create",
     "sockops_dataplane",
+    "sockops_kubelet",
     "sockops_pods",
 ];
 

@@ -226,14 +226,16 @@ class InstanceConfig(_message.Message):
     def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ..., ebpf: _Optional[_Union[Ebpf, _Mapping]] = ...) -> None: ...
 
 class Ebpf(_message.Message):
-    __slots__ = ("pods_cgroup", "folder", "pod_max_pending")
+    __slots__ = ("pods_cgroup", "folder", "pod_max_pending", "kubelet_cgroup")
     PODS_CGROUP_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
     POD_MAX_PENDING_FIELD_NUMBER: _ClassVar[int]
+    KUBELET_CGROUP_FIELD_NUMBER: _ClassVar[int]
     pods_cgroup: str
     folder: str
     pod_max_pending: int
-    def __init__(self, pods_cgroup: _Optional[str] = ..., folder: _Optional[str] = ..., pod_max_pending: _Optional[int] = ...) -> None: ...
+    kubelet_cgroup: str
+    def __init__(self, pods_cgroup: _Optional[str] = ..., folder: _Optional[str] = ..., pod_max_pending: _Optional[int] = ..., kubelet_cgroup: _Optional[str] = ...) -> None: ...
 
 class Dns(_message.Message):
     __slots__ = ("cluster_domain", "nameservers", "preferred_namespace", "forward_timeout_ms", "cache_entries", "pod_max_pending")

@@ -22,6 +22,7 @@ class Pod:
     service_account: str
     labels: Mapping[str, str] = field(default_factory=dict)
     ambient: bool = True
+    probe_ports: Sequence[int] = ()
 
     @property
     def name(self) -> str:
@@ -33,13 +34,16 @@ class Pod:
 
     def entry(self) -> Manifest:
         """The entry of a pod file."""
-        return {
+        entry: Manifest = {
             "name": self.name,
             "namespace": self.namespace,
             "serviceAccount": self.service_account,
             "uid": self.uid,
             "netns": str(self.sandbox.path),
         }
+        if self.probe_ports:
+            entry["probePorts"] = list(self.probe_ports)
+        return entry
 
     def manifest(self, *, ready: bool = True) -> Manifest:
         labels = {"app": self.name, **self.labels}

@@ -37,6 +37,8 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ebpf {
     pub pods_cgroup: PathBuf,
+    /// None: nobody reaches probe ports past the mesh.
+    pub kubelet_cgroup: Option<PathBuf>,
     pub folder: PathBuf,
     pub pod_max_pending: u32,
 }
@@ -242,7 +244,10 @@ impl Ebpf {
                 Err(BadConfig { field, text })
             }
         };
+        let kubelet = Some(&raw.kubelet_cgroup).filter(|path| !path.is_empty());
+        let kubelet = kubelet.map(|path| absolute("ebpf.kubelet_cgroup", path));
         Ok(Self {
+            kubelet_cgroup: kubelet.transpose()?,
             pods_cgroup: absolute("ebpf.pods_cgroup", &raw.pods_cgroup)?,
             folder: absolute("ebpf.folder", &raw.folder)?,
             pod_max_pending: match raw.pod_max_pending {

@@ -217,6 +217,20 @@ def test_cgroups_of_others_lie_below_the_mount(monkeypatch: pytest.MonkeyPatch, 
         assert why in mistake
 
 
+def test_the_kubelets_cgroup_is_not_above_the_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "cgroup2_mount", lambda: Path("/sys/fs/cgroup"))
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    pods = "/sys/fs/cgroup/all.slice/pods"
+    for kubelet in (pods, "/sys/fs/cgroup/all.slice"):
+        (mistake,) = mistakes(
+            capture="ebpf",
+            dataplane_cgroup_parent=None,
+            pods_cgroup=pods,
+            kubelet_cgroup=kubelet,
+        )
+        assert f"kubelet-cgroup: {kubelet}: the pods are in it, too ({pods})" in mistake
+
+
 def test_ebpf_needs_a_cgroup_of_all_pods_and_one_of_the_data_plane(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -10,9 +10,13 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
 
 use super::foreign::{self, Below, Look};
-use super::layout::{DatagramsWords, OwnAddressBytes, PodBytes, QuestionBytes, QuestionKeyWords};
+use super::layout::{
+    DatagramsWords, OwnAddressBytes, PodBytes, ProbePortBytes, QuestionBytes, QuestionKeyWords,
+    TupleBytes,
+};
 use super::objects::{HOOKS, Hook, Objects, Place};
 use super::places::Places;
+use super::probes::{Claims, Hooked};
 use super::reasons::{REASONS, Reason};
 use super::sys::{self, AttachType, Link};
 use super::{CaptureConfig, CaptureError};
@@ -25,6 +29,11 @@ pub struct Kernel {
     pub(super) pods: HashMap<MapData, u64, PodBytes>,
     pub(super) own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
     pub(super) listeners: SockMap<MapData>,
+    pub(super) probe_ports: HashMap<MapData, ProbePortBytes, u32>,
+    pub(super) probes: HashMap<MapData, TupleBytes, u32>,
+    /// As in `probe_ports`, whose entries would cost a call each to go through.
+    pub(super) claims: Claims,
+    pub(super) kubelet: Hooked,
     exempt: HashMap<MapData, u64, u32>,
     reasons: PerCpuArray<MapData, u64>,
     /// By slot.
@@ -64,6 +73,10 @@ impl Kernel {
         let mut kernel = Self {
             pods: hash(&mut opened, "pods")?,
             own_addresses: hash(&mut opened, "own_addresses")?,
+            probe_ports: hash(&mut opened, "probe_ports")?,
+            probes: hash(&mut opened, "probes")?,
+            claims: Claims::new(),
+            kubelet: Hooked::default(),
             exempt: hash(&mut opened, "exempt")?,
             listeners: take(&mut opened, "listeners")?
                 .try_into()
@@ -94,6 +107,8 @@ impl Kernel {
             kernel.programs.push(id);
         }
         kernel.sweep_places();
+        kernel.claims = kernel.probe_ports.iter().filter_map(Result::ok).collect();
+        kernel.follow_kubelet();
         Ok(kernel)
     }
 
@@ -230,14 +245,14 @@ pub(super) fn place(
 }
 
 /// cgroup2's ids are the inodes of its folders.
-fn cgroup_id(cgroup: &File, path: &Path) -> Result<u64, CaptureError> {
+pub(super) fn cgroup_id(cgroup: &File, path: &Path) -> Result<u64, CaptureError> {
     let meta = cgroup.metadata();
     Ok(meta
         .map_err(|error| CaptureError::Path(path.to_owned(), error))?
         .st_ino())
 }
 
-fn open(path: &Path) -> Result<File, CaptureError> {
+pub(super) fn open(path: &Path) -> Result<File, CaptureError> {
     File::open(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
 }
 

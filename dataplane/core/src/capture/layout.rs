@@ -14,6 +14,9 @@ pub(super) type QuestionBytes = [u8; 32];
 
 /// Places of a pod among `questions`.
 pub(super) const QUESTIONS: u32 = 64;
+pub(super) type ProbePortBytes = [u8; 20];
+/// The slot comes first.
+pub(super) type TupleBytes = [u8; 40];
 
 /// Places for pods.
 pub(super) const MAX_PODS: u32 = 4096;
@@ -60,6 +63,20 @@ pub(super) fn own_address(slot: u32, ip: IpAddr) -> OwnAddressBytes {
 pub(super) fn own_address_of(key: &OwnAddressBytes) -> Option<(u32, AddressBytes)> {
     let slot = key[..4].try_into().ok()?;
     Some((u32::from_ne_bytes(slot), key[4..].try_into().ok()?))
+}
+
+pub(super) fn probe_port(ip: IpAddr, port: u16) -> ProbePortBytes {
+    let mut bytes = [0; 20];
+    bytes[..16].copy_from_slice(&address(ip));
+    bytes[16..18].copy_from_slice(&port.to_ne_bytes());
+    bytes
+}
+
+pub(super) fn of_probe_port(key: &ProbePortBytes) -> (IpAddr, u16) {
+    let mut ip = [0; 16];
+    ip.copy_from_slice(&key[..16]);
+    let port = u16::from_ne_bytes([key[16], key[17]]);
+    (IpAddr::from(ip).to_canonical(), port)
 }
 
 pub(super) fn address(ip: IpAddr) -> AddressBytes {

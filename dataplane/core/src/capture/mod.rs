@@ -12,6 +12,7 @@ mod objects;
 mod places;
 mod pods;
 pub mod probe;
+mod probes;
 mod reasons;
 mod sys;
 
@@ -36,6 +37,8 @@ pub const REPLY_MARK: u32 = 0x111;
 pub struct CaptureConfig {
     /// Every process of every pod lives below it.
     pub pods_cgroup: PathBuf,
+    /// None: probes take the mesh's way.
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Of all data planes of this node, the parent of their leaves.
     pub dataplanes_cgroup: PathBuf,
     /// This process's own.

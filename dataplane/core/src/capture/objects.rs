@@ -48,17 +48,20 @@ static SOCK_CREATE: &[u8] = object!("sock_create");
 static SOCKOPS_PODS: &[u8] = object!("sockops_pods");
 static SOCKOPS_DATAPLANE: &[u8] = object!("sockops_dataplane");
 static GETSOCKOPT: &[u8] = object!("getsockopt");
+static SOCKOPS_KUBELET: &[u8] = object!("sockops_kubelet");
 static LOOKUP: &[u8] = object!("lookup");
 
 /// By the name of the source.
 #[cfg(test)]
-pub(super) static OBJECTS: [(&str, &[u8]); 7] = [
+pub(super) static OBJECTS: [(&str, &[u8]); 9] = [
     ("connect", CONNECT),
     ("datagram", DATAGRAM),
     ("getsockopt", GETSOCKOPT),
     ("lookup", LOOKUP),
     ("names", NAMES),
+    ("sock_create", SOCK_CREATE),
     ("sockops_dataplane", SOCKOPS_DATAPLANE),
+    ("sockops_kubelet", SOCKOPS_KUBELET),
     ("sockops_pods", SOCKOPS_PODS),
 ];
 
@@ -150,6 +153,15 @@ impl Objects {
             self.lookup.override_global(name, number, true);
         }
         load(LOOKUP, "lookup", &mut self.lookup)
+    }
+
+    /// For the kubelet's cgroup, which comes and goes by itself: none of HOOKS. Connections count that
+    /// are made in the network namespace of this cookie.
+    pub fn kubelet(&mut self, node_netns: u64) -> Result<Loaded, CaptureError> {
+        // As long as the loader; the node's namespace is one.
+        let cookie: &'static u64 = Box::leak(Box::new(node_netns));
+        self.hooks.override_global("node_netns", cookie, false);
+        load(SOCKOPS_KUBELET, "sockops_kubelet", &mut self.hooks)
     }
 
     /// An object that only opens the maps.

@@ -72,7 +72,7 @@ impl Kernel {
     pub(super) fn write_addresses(
         &mut self,
         slot: u32,
-        wanted: &HashSet<IpAddr>,
+        wanted: &[IpAddr],
     ) -> Result<(), CaptureError> {
         let failed = |error: aya::maps::MapError| map("own_addresses", &error);
         let written = self.places.addresses.remove(&slot).unwrap_or_default();
@@ -95,7 +95,7 @@ impl Kernel {
     }
 
     /// Whether the map holds these for the place, and, as of some seconds ago, no others.
-    pub(super) fn has_addresses(&mut self, slot: u32, wanted: &HashSet<IpAddr>) -> bool {
+    pub(super) fn has_addresses(&mut self, slot: u32, wanted: &[IpAddr]) -> bool {
         if is_older(self.places.read, FRESH) {
             self.read_addresses();
         }
@@ -110,6 +110,10 @@ impl Kernel {
 
     pub(super) fn take_place(&mut self, slot: u32) {
         self.places.taken.insert(slot);
+    }
+
+    pub(super) fn is_taken(&self, slot: u32) -> bool {
+        self.places.taken.contains(&slot)
     }
 
     pub(super) fn give_back(&mut self, slot: u32) {

@@ -23,6 +23,8 @@ pub struct Enrolment {
     pub udp_deny: bool,
     /// Of the pod itself, where that is known.
     pub cgroup: Option<PathBuf>,
+    /// Which the node's kubelet reaches past the mesh.
+    pub probe_ports: Vec<u16>,
 }
 
 /// What others see as the pod's address, by family.
@@ -35,7 +37,7 @@ pub struct OwnAddresses {
 struct Described {
     cookie: u64,
     own: OwnAddresses,
-    all: HashSet<IpAddr>,
+    all: Vec<IpAddr>,
 }
 
 impl Kernel {
@@ -74,6 +76,8 @@ impl Kernel {
     ) -> Result<(), CaptureError> {
         let flags = self.flags(pod);
         self.write_addresses(slot, &described.all)?;
+        let probe_ports = self.probe_ports(&described.all, &pod.probe_ports);
+        self.write_probe_ports(slot, &probe_ports)?;
         self.listen(slot, listener)?;
         let lookup = self.objects.lookup(slot, flags)?;
         let (fd, inode) = (netns.as_fd(), netns.id().0);
@@ -146,6 +150,10 @@ impl Kernel {
         if !self.has_addresses(slot, &described.all) {
             problems.push("its own addresses aren't those in the map".into());
         }
+        let probe_ports = self.probe_ports(&described.all, &pod.probe_ports);
+        if !self.has_probe_ports(slot, &probe_ports) {
+            problems.push("its probe ports aren't those in the map".into());
+        }
         match Link::pinned(&self.pin(slot)).and_then(|link| link.info()) {
             Ok(info) if info.target(AttachType::SkLookup) == netns.id().0 => {}
             Ok(_) => problems.push("inbound capture is attached to another namespace".into()),
@@ -192,7 +200,8 @@ impl Kernel {
         let _ = std::fs::remove_file(self.pin(slot));
         let _ = self.listeners.clear_index(&slot);
         self.forget_questions(slot);
-        let _ = self.write_addresses(slot, &HashSet::new());
+        let _ = self.write_addresses(slot, &[]);
+        self.withdraw_probes(slot);
         self.give_back(slot);
     }
 
@@ -230,8 +239,14 @@ fn describe(netns: &Netns, pod: &Enrolment) -> Result<Described, CaptureError> {
             v4: first(IpAddr::is_ipv4),
             v6: first(is_global_v6),
         },
-        all: named.clone().collect(),
+        all: distinct(named.clone()),
     })
+}
+
+/// In their order.
+fn distinct(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut seen = HashSet::new();
+    all.filter(|ip| seen.insert(*ip)).collect()
 }
 
 fn is_global_v6(ip: &IpAddr) -> bool {

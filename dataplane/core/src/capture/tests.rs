@@ -87,6 +87,7 @@ impl Node {
         let listeners = Listeners::bind(&netns, &config).unwrap();
         let capture = CaptureConfig {
             pods_cgroup: pods,
+            kubelet_cgroup: None,
             dataplanes_cgroup: leaf.parent().unwrap().to_owned(),
             leaf: leaf.to_owned(),
             folder: Path::new("/sys/fs/bpf").join(name),

@@ -89,6 +89,7 @@ impl Capture {
         let wanted = entry.enrolment();
         self.with(move |kernel| {
             // One that was ended and listens again has lost its place.
+            kernel.follow_kubelet();
             if let Some(listener) = &listener {
                 kernel.adopt(&entry.netns, &wanted, listener.as_fd())?;
             }
@@ -180,6 +181,7 @@ fn capture_config(config: &Config, leaf: &str) -> Result<CaptureConfig, &'static
     let parent = leaf.parent().map(Path::to_owned);
     Ok(CaptureConfig {
         pods_cgroup: ebpf.pods_cgroup.clone(),
+        kubelet_cgroup: ebpf.kubelet_cgroup.clone(),
         dataplanes_cgroup: parent.ok_or("the data plane's cgroup is the root")?,
         leaf,
         folder: ebpf.folder.clone(),
@@ -200,7 +202,14 @@ pub(super) fn enrolment(settings: &pb::PodSettings) -> Enrolment {
         bypass_inbound: settings.bypass_inbound,
         udp_deny: settings.udp_deny,
         cgroup: (!settings.cgroup.is_empty()).then(|| PathBuf::from(&settings.cgroup)),
+        probe_ports: probe_ports(settings).collect(),
     }
+}
+
+/// What is no port isn't declared.
+pub(super) fn probe_ports(settings: &pb::PodSettings) -> impl Iterator<Item = u16> {
+    let ports = settings.probe_ports.iter();
+    ports.filter_map(|port| u16::try_from(*port).ok().filter(|port| *port > 0))
 }
 
 pub(super) fn reason(reason: Reason) -> pb::capture_reply::Reason {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::super::layout::{
     self, AddressBytes, DatagramsWords, FLAG_BYPASS_INBOUND, FLAG_DNS, FLAG_IPV6_OFF,
-    FLAG_UDP_DENY, MAX_PODS, OwnAddressBytes, PodBytes, PodValue, QUESTIONS, QuestionBytes,
-    QuestionKeyWords,
+    FLAG_UDP_DENY, MAX_PODS, OwnAddressBytes, PodBytes, PodValue, ProbePortBytes, QUESTIONS,
+    QuestionBytes, QuestionKeyWords, TupleBytes,
 };
 use super::super::objects::OBJECTS;
 use super::super::reasons::REASONS;
@@ -16,12 +16,14 @@ const HEADER: &str = include_str!("../../../../../bpf/include/underpass.h");
 const FLOWS: &str = include_str!("../../../../../bpf/include/flows.h");
 
 /// Of those that this process reads or writes: sizes of key and value.
-const SHARED: [(&str, usize, usize); 7] = [
+const SHARED: [(&str, usize, usize); 9] = [
     ("datagrams", 4, size_of::<DatagramsWords>()),
     ("exempt", 8, 4),
     ("listeners", 4, 4),
     ("own_addresses", size_of::<OwnAddressBytes>(), 4),
     ("pods", 8, size_of::<PodBytes>()),
+    ("probe_ports", size_of::<ProbePortBytes>(), 4),
+    ("probes", size_of::<TupleBytes>(), 4),
     (
         "questions",
         size_of::<QuestionKeyWords>(),
@@ -30,11 +32,12 @@ const SHARED: [(&str, usize, usize); 7] = [
     ("reasons", 4, 8),
 ];
 /// The programs' own.
-const PRIVATE: [&str; 6] = [
+const PRIVATE: [&str; 7] = [
     "accepted",
     "dialled",
     "flows",
     "originals",
+    "probing",
     "records",
     "relays",
 ];
@@ -118,6 +121,23 @@ fn an_own_address_is_read_as_it_was_written() {
     let (at, length) = fields["address"];
     assert_eq!(length, size_of::<AddressBytes>());
     assert_eq!(written[at..at + length], layout::address(ip));
+}
+
+#[test]
+fn a_probe_port_is_read_as_it_was_written() {
+    let kubelet = Btf::of(object("sockops_kubelet"));
+    let (fields, size) = kubelet.layout("probe_port");
+    assert_eq!(size, size_of::<ProbePortBytes>());
+    let ip: IpAddr = "192.0.2.1".parse().unwrap();
+    let written = layout::probe_port(ip, 0x0102);
+    let (at, length) = fields["address"];
+    assert_eq!(written[at..at + length], layout::address(ip));
+    let (at, length) = fields["port"];
+    assert_eq!(written[at..at + length], 0x0102_u16.to_ne_bytes());
+    assert_eq!(layout::of_probe_port(&written), (ip, 0x0102));
+    // Of a connection on record the pod is read alone.
+    let (fields, size) = kubelet.layout("tuple");
+    assert_eq!((fields["slot"], size), ((0, 4), size_of::<TupleBytes>()));
 }
 
 #[test]
