@@ -59,7 +59,7 @@ class PortInUse(AgentError):
 class CaptureUnusable(AgentError):
     """Traffic can't be redirected on this node in the way that is configured."""
 
-    remedy = "repair it, or choose another --capture; none redirects nothing"
+    remedy = "repair it, or choose another way; --capture none redirects nothing"
 
 
 class BadLogFilter(AgentError):
