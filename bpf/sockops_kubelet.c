@@ -4,6 +4,7 @@
  * port of a pod is let past the pod's inbound listener until it is established. Whatever fails here
  * leaves the connection to the mesh.
  */
+#include "include/refusals.h"
 #include "include/tuple.h"
 #include "include/way.h"
 
@@ -31,11 +32,13 @@ static __always_inline void record(struct bpf_sock_ops *ops)
 	kept = bpf_sk_storage_get(&probing, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept) {
 		count(REASON_NO_STORAGE);
+		tell_refused(&key, REASON_NO_STORAGE, IPPROTO_TCP, 1);
 		return;
 	}
 	*kept = key;
 	if (open_way(&probes, &key)) {
 		count(REASON_NOT_RECORDED);
+		tell_refused(&key, REASON_NOT_RECORDED, IPPROTO_TCP, 1);
 		return;
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);

@@ -39,7 +39,7 @@ NUMBERED = {
     37: ("budget", "deny: as many connections of the pod wait to be accepted as may"),
     38: ("family", "deny: a protocol or an address family that the mesh can't carry"),
     39: ("ipv6_off", "deny: IPv6 is off in the data plane"),
-    40: ("not_recorded", "deny: no room to record the connection, so the proxy refuses it"),
+    40: ("not_recorded", "deny: no room to record the connection, so the proxy doesn't know it"),
     41: ("stale", "deny: the socket went elsewhere than its record says, so the proxy refuses it"),
     42: (
         "unknown_destination",

@@ -27,7 +27,7 @@ enum reason {
 	REASON_BUDGET = 37, /* deny: as many connections of the pod wait to be accepted as may */
 	REASON_FAMILY = 38, /* deny: a protocol or an address family that the mesh can't carry */
 	REASON_IPV6_OFF = 39, /* deny: IPv6 is off in the data plane */
-	REASON_NOT_RECORDED = 40, /* deny: no room to record the connection, so the proxy refuses it */
+	REASON_NOT_RECORDED = 40, /* deny: no room to record the connection, so the proxy doesn't know it */
 	REASON_STALE = 41, /* deny: the socket went elsewhere than its record says, so the proxy refuses it */
 	REASON_UNKNOWN_DESTINATION = 42, /* deny: no destination on record, as of what dials the proxy's own port */
 	REASON_NO_POD = 43, /* deny: enrolled, but not described; no program says so any more */

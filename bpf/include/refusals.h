@@ -30,7 +30,7 @@ struct refusal {
 };
 
 struct tracing {
-	/* By the machine's monotonic clock. Tracers put it off, so that a killed one leaves nothing on. */
+	/* By the monotonic clock. Tracers put it off, so that a killed one leaves nothing on. */
 	__u64 until;
 	/* Refusals so far: the place of the next is this, modulo the number of places. */
 	__u64 told;

@@ -23,7 +23,7 @@ const BUDGETS: [(&str, u32, u32); 16] = [
     ("connect4", 850, 1450),
     ("connect6", 1000, 3100),
     ("lookup", 900, 1400),
-    ("sockops_kubelet", 400, 300),
+    ("sockops_kubelet", 650, 1000),
 ];
 
 const INSTRUCTION: u32 = 8;
