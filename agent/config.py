@@ -236,6 +236,7 @@ def _assemble(reader: _Reader) -> Config | None:
             cut_precapture=reader["cut-precapture"],
             prove_interval=reader["prove-interval"],
             kubelet_cgroup=kubelet_cgroup,
+            kubelet_probe_fallback=reader["kubelet-probe-fallback"],
             ebpf=ebpf,
             no_ebpf=no_ebpf,
         ),

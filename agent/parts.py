@@ -271,6 +271,7 @@ def instance_config(config: Config) -> control_pb2.InstanceConfig:
             cache_entries=config.dns.cache_entries,
             pod_max_pending=config.dns.pod_max_pending,
         ),
+        kubelet_probe_fallback=config.capture.kubelet_probe_fallback,
         on_demand=config.source.on_demand,
         original_source=_ORIGINAL_SOURCE[wire.original_source],
         localhost_app_tunnel_off=not wire.localhost_app_tunnel,

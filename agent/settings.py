@@ -142,6 +142,13 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "cgroup2 folder of the kubelet, which reaches pods' probe ports under eBPF capture",
     ),
+    Setting(
+        "kubelet-probe-fallback",
+        values.switch,
+        # Every process of the node has its address, and whoever is masqueraded behind it.
+        False,
+        "Let plain TCP from the node's own addresses reach pods' probe ports, past policies",
+    ),
     Setting("xds.address", values.https_address, None, "Control plane, https://host:port"),
     Setting("xds.root", values.roots, None, "Its root certificates: a path, PEM text, or SYSTEM"),
     Setting("xds.token", values.file, None, "File with the token for the control plane"),

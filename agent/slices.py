@@ -106,6 +106,8 @@ class Capture:
     cut_precapture: bool = False
     # Whose sockets reach probe ports under capture by eBPF.
     kubelet_cgroup: Path | None = None
+    # The node's own address is taken for the kubelet there, too.
+    kubelet_probe_fallback: bool = False
     # None: no pod is captured by eBPF.
     ebpf: Ebpf | None = None
     # Why not, where that is known before the kernel is asked.

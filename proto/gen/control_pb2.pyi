@@ -178,7 +178,7 @@ class Hello(_message.Message):
     def __init__(self, role: _Optional[_Union[Hello.Role, str]] = ..., version: _Optional[int] = ..., config: _Optional[_Union[InstanceConfig, _Mapping]] = ...) -> None: ...
 
 class InstanceConfig(_message.Message):
-    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled", "dns_port", "dns", "socks5_port", "on_demand", "original_source", "localhost_app_tunnel_off", "response_baggage_off", "http2", "keepalive", "telemetry", "ebpf")
+    __slots__ = ("node", "network", "cluster_id", "trust_domain", "outbound_port", "inbound_plaintext_port", "inbound_hbone_port", "log", "limits", "mark", "ipv6_disabled", "dns_port", "dns", "socks5_port", "on_demand", "original_source", "localhost_app_tunnel_off", "response_baggage_off", "http2", "keepalive", "telemetry", "ebpf", "kubelet_probe_fallback")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class InstanceConfig(_message.Message):
     KEEPALIVE_FIELD_NUMBER: _ClassVar[int]
     TELEMETRY_FIELD_NUMBER: _ClassVar[int]
     EBPF_FIELD_NUMBER: _ClassVar[int]
+    KUBELET_PROBE_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     node: str
     network: str
     cluster_id: str
@@ -223,7 +224,8 @@ class InstanceConfig(_message.Message):
     keepalive: Keepalive
     telemetry: Telemetry
     ebpf: Ebpf
-    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ..., ebpf: _Optional[_Union[Ebpf, _Mapping]] = ...) -> None: ...
+    kubelet_probe_fallback: bool
+    def __init__(self, node: _Optional[str] = ..., network: _Optional[str] = ..., cluster_id: _Optional[str] = ..., trust_domain: _Optional[str] = ..., outbound_port: _Optional[int] = ..., inbound_plaintext_port: _Optional[int] = ..., inbound_hbone_port: _Optional[int] = ..., log: _Optional[_Union[LogConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., mark: _Optional[int] = ..., ipv6_disabled: _Optional[bool] = ..., dns_port: _Optional[int] = ..., dns: _Optional[_Union[Dns, _Mapping]] = ..., socks5_port: _Optional[int] = ..., on_demand: _Optional[bool] = ..., original_source: _Optional[_Union[OriginalSource, str]] = ..., localhost_app_tunnel_off: _Optional[bool] = ..., response_baggage_off: _Optional[bool] = ..., http2: _Optional[_Union[Http2, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ..., ebpf: _Optional[_Union[Ebpf, _Mapping]] = ..., kubelet_probe_fallback: _Optional[bool] = ...) -> None: ...
 
 class Ebpf(_message.Message):
     __slots__ = ("pods_cgroup", "folder", "pod_max_pending", "kubelet_cgroup")

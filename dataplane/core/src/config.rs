@@ -29,6 +29,8 @@ pub struct Config {
     /// None: TCP keepalive is off.
     pub keepalive: Option<Keepalive>,
     pub telemetry: TelemetryConfig,
+    /// The node's own address is taken for the kubelet at declared probe ports.
+    pub kubelet_probe_fallback: bool,
     /// None: no pod is captured by eBPF.
     pub ebpf: Option<Ebpf>,
 }
@@ -227,6 +229,7 @@ impl Config {
             http2: windows(&http2)?,
             keepalive: keepalive(&raw.keepalive.unwrap_or_default()),
             telemetry: TelemetryConfig::parse(&raw.telemetry.clone().unwrap_or_default())?,
+            kubelet_probe_fallback: raw.kubelet_probe_fallback,
             ebpf: raw.ebpf.as_ref().map(Ebpf::parse).transpose()?,
         })
     }

@@ -377,6 +377,7 @@ def test_what_upstream_lets_one_tune_reaches_the_data_plane() -> None:
     message = parts.instance_config(
         load(
             original_source="must",
+            kubelet_probe_fallback="on",
             localhost_app_tunnel="off",
             response_baggage="off",
             xds_on_demand="on",
@@ -390,6 +391,8 @@ def test_what_upstream_lets_one_tune_reaches_the_data_plane() -> None:
     )
     assert message.original_source == control_pb2.ORIGINAL_SOURCE_MUST
     assert message.localhost_app_tunnel_off
+    assert message.kubelet_probe_fallback
+    assert not parts.instance_config(load()).kubelet_probe_fallback
     assert message.response_baggage_off
     assert message.on_demand
     assert message.socks5_port == 15080

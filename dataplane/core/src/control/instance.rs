@@ -15,7 +15,7 @@ use super::pods::Pods;
 use super::status;
 use crate::config::{Config, Limits};
 use crate::inpod::Descriptors;
-use crate::proxy::{Names, Shared};
+use crate::proxy::{Names, NodeAddresses, Shared};
 use crate::state::{ADDRESS_TYPE, Applied, Store, TypeState};
 use crate::telemetry::Telemetry;
 use crate::tls::{CertEvent, CertStore};
@@ -124,6 +124,7 @@ impl Instance {
             store: Store::new(config.clone()),
             certs: self.certs.clone(),
             telemetry,
+            node: NodeAddresses::new(crate::capture::addresses),
             dns_cache: crate::dns::Cache::new(config.dns.cache_entries),
             config,
         });

@@ -68,6 +68,7 @@ impl World {
             store,
             certs: CertStore::new().0,
             telemetry: Telemetry::new(&pb::LogConfig::default(), &config.telemetry, false),
+            node: crate::proxy::NodeAddresses::new(crate::capture::addresses),
             dns_cache: Cache::new(config.dns.cache_entries),
             config,
         });

@@ -70,7 +70,8 @@ pub struct Facts {
     pub authority: Option<Box<str>>,
     pub dst_pod: Arc<str>,
     pub protocol: Protocol,
-    /// What policies are asked again when something changes; inbound only.
+    /// What policies are asked again when something changes; inbound only, but for the kubelet's
+    /// probes.
     pub checked: Option<Checked>,
 }
 

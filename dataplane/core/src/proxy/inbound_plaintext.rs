@@ -75,7 +75,7 @@ async fn check(pod: &Pod, dst: SocketAddr, peer: SocketAddr) -> Result<(Open, Pl
         authority: None,
         dst_pod: destination.pod,
         protocol: Protocol::Tcp,
-        checked: Some(Checked {
+        checked: (!pod.is_probe(peer, dst)).then(|| Checked {
             subject: Subject {
                 identity: None,
                 source: peer.ip(),
@@ -102,14 +102,17 @@ fn captured(client: &TcpStream, listener: u16) -> Result<SocketAddr, Early> {
 
 async fn establish(pod: &Pod, open: &mut Open, peer: SocketAddr) -> Result<TcpStream, Failed> {
     let connection = open.connection.clone();
-    // Every inbound connection has it.
-    let checked = connection.facts.checked.as_ref().ok_or(Failed::Panicked)?;
-    let snapshot = pod.shared.store.snapshot();
-    let own = pod
-        .find_own(&snapshot)
-        .unwrap_or_else(|| checked.own.clone());
-    open.allowed_by(pod.decide(&snapshot, &own, &checked.subject, peer)?);
     let dst = connection.facts.dst;
+    open.allowed_by(match &connection.facts.checked {
+        Some(checked) => {
+            let snapshot = pod.shared.store.snapshot();
+            let own = pod
+                .find_own(&snapshot)
+                .unwrap_or_else(|| checked.own.clone());
+            pod.decide(&snapshot, &own, &checked.subject, peer)?
+        }
+        None => pod.let_probe(peer, dst),
+    });
     pod.connect(dst, Some(peer.ip()).filter(|ip| *ip != dst.ip()))
         .await
 }

@@ -30,6 +30,7 @@ mod forwarded;
 pub mod fuzzing;
 mod inbound;
 mod inbound_plaintext;
+mod kubelet;
 mod labels;
 mod names;
 mod outbound;
@@ -57,6 +58,8 @@ mod enforcement_tests;
 #[cfg(test)]
 mod flags_tests;
 #[cfg(test)]
+mod kubelet_tests;
+#[cfg(test)]
 mod network_tests;
 #[cfg(test)]
 mod route_tests;
@@ -74,6 +77,7 @@ mod verdict_tests;
 use accept::Fate;
 pub use accept::Loss;
 pub use enforcement::{Demands, Enforcement};
+pub use kubelet::NodeAddresses;
 pub use names::Names;
 pub(crate) use pod::Pod;
 use proof::Proofs;
@@ -97,6 +101,7 @@ pub struct Shared {
     pub certs: Arc<CertStore>,
     pub telemetry: Arc<Telemetry>,
     pub dns_cache: Cache,
+    pub node: NodeAddresses,
 }
 
 /// One pod's proxy. Bind is not serve: nothing is accepted before `serve`.
@@ -149,6 +154,7 @@ impl PodProxy {
             registry,
             demands: arc_swap::ArcSwap::default(),
             demanded: Notify::new(),
+            probe_ports: arc_swap::ArcSwap::default(),
             budgets: Budgets::default(),
             proofs: Proofs::default(),
         });
@@ -236,6 +242,11 @@ impl PodProxy {
             self.pod.demands.store(Arc::new(demands));
             self.pod.demanded.notify_one();
         }
+    }
+
+    /// Where the kubelet may be taken for itself by its address.
+    pub fn probed_at(&self, ports: Vec<u16>) {
+        self.pod.probe_ports.store(Arc::new(ports));
     }
 
     /// Answers DNS on these from now on, instead of on those before.

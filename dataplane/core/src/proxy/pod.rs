@@ -37,6 +37,7 @@ pub struct Pod {
     pub demands: ArcSwap<Demands>,
     /// They changed.
     pub demanded: Notify,
+    pub probe_ports: ArcSwap<Vec<u16>>,
     pub budgets: Budgets,
     pub proofs: Proofs,
 }
@@ -227,7 +228,7 @@ impl Pod {
 }
 
 /// facts ztunnel 5.2
-fn log_decision(at_info: bool, src: SocketAddr, dst: SocketAddr, verdict: &Verdict) {
+pub(super) fn log_decision(at_info: bool, src: SocketAddr, dst: SocketAddr, verdict: &Verdict) {
     let (verdict, policy) = match verdict {
         Verdict::Allow { by } => ("allow", by.as_deref()),
         Verdict::Deny(reason) => {

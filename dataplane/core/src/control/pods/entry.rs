@@ -98,6 +98,7 @@ impl Entry {
         let resolv = resolv(&info, &settings)?;
         let proxy = PodProxy::new(shared, info.clone(), netns.clone());
         proxy.demand(Demands::of(&settings));
+        proxy.probed_at(capture::probe_ports(&settings).collect());
         proxy.configure_dns(resolv);
         Ok(Self {
             proxy,
@@ -143,6 +144,8 @@ impl Entry {
         }
         self.proxy.configure_dns(resolv);
         self.proxy.demand(Demands::of(&settings));
+        self.proxy
+            .probed_at(capture::probe_ports(&settings).collect());
         live.settings = settings;
         Ok(())
     }
