@@ -46,6 +46,7 @@ NUMBERED = {
         "deny: no destination on record, as of what dials the proxy's own port",
     ),
     43: ("no_pod", "deny: enrolled, but not described; no program says so any more"),
+    44: ("loopback_leak", "deny: led to loopback, and would leave by another device"),
 }
 
 

@@ -31,6 +31,7 @@ enum reason {
 	REASON_STALE = 41, /* deny: the socket went elsewhere than its record says, so the proxy refuses it */
 	REASON_UNKNOWN_DESTINATION = 42, /* deny: no destination on record, as of what dials the proxy's own port */
 	REASON_NO_POD = 43, /* deny: enrolled, but not described; no program says so any more */
+	REASON_LOOPBACK_LEAK = 44, /* deny: led to loopback, and would leave by another device */
 	REASONS = 64,
 };
 

@@ -6,9 +6,10 @@ use std::process::Command;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "connect",
     "datagram",
+    "egress",
     "getsockopt",
     "lookup",
     "names",

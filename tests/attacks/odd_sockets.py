@@ -19,6 +19,7 @@ from tests.attacks.talk import (
     connected,
     converse,
     error_name,
+    family,
     report,
     sockaddr,
     stream,
@@ -149,6 +150,33 @@ def fast_open_connect(sock: socket.socket, host: str, port: int, data: bytes) ->
     sock.sendall(data)
 
 
+def device_late(sock: socket.socket, host: str, port: int, data: bytes) -> None:
+    """Bound to a device when it is connected already."""
+    sock.bind((_own(host), 0))
+    sock.connect((host, port))
+    _leave_by_device(sock, data)
+
+
+def device_before_syn(sock: socket.socket, host: str, port: int, data: bytes) -> None:
+    """Bound to a device after connect, but before anything was sent."""
+    sock.bind((_own(host), 0))
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    sock.connect((host, port))
+    _leave_by_device(sock, data)
+
+
+def _leave_by_device(sock: socket.socket, data: bytes) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    sock.sendall(data)
+
+
+def _own(host: str) -> str:
+    """Which address this namespace has towards another."""
+    with socket.socket(family(host), socket.SOCK_DGRAM) as sock:
+        sock.connect((host, 9))
+        return str(sock.getsockname()[0])
+
+
 def _foreign(host: str, source: str, option_v4: int, option_v6: int) -> socket.socket:
     sock = stream(host)
     if ":" in host:
@@ -194,7 +222,12 @@ CASES: dict[str, Callable[[str, int, str], socket.socket]] = {
     "loopback_source": loopback_source,
     "source_port": source_port,
 }
-EARLY = {"fast_open": fast_open, "fast_open_connect": fast_open_connect}
+EARLY = {
+    "fast_open": fast_open,
+    "fast_open_connect": fast_open_connect,
+    "device_late": device_late,
+    "device_before_syn": device_before_syn,
+}
 
 
 if __name__ == "__main__":

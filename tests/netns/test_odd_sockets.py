@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from agent.cli.demo.clients import Conversation
 from agent.cli.demo.shop import ECHO_PORT, serve_echo
 from agent.cli.demo.story import greets
 from tests.support.intruder import run
+from tests.support.leaks import Leaks
 from tests.support.policies import applied, becomes, policy, source
 from tests.support.proof import Logs, assert_talked, new_marker, nothing_in_clear
 from tests.support.sysctl import always_cookies, netstat, write
@@ -132,6 +134,25 @@ async def test_sockets_bound_to_a_device_or_an_address_are_carried_or_reach_nobo
             assert_talked(one, shop.db, getattr(shop.web.sandbox, family))
         else:
             assert one.error, one
+
+
+@FAMILIES
+@pytest.mark.parametrize("case", ["device_late", "device_before_syn"])
+async def test_a_socket_bound_to_a_device_after_connect_sends_nothing_past_us(
+    mesh: Mesh, shop: Shop, family: str, case: str
+) -> None:
+    """Its packets still carry the address on loopback that it was led to, and would leave."""
+    write(shop.web, "net/ipv4/tcp_fastopen", FAST_OPEN_WITHOUT_COOKIE)
+    web, marker = shop.web.sandbox, new_marker()
+    wire = Leaks(web.node.namespace, web.link, marker)
+    with wire:
+        (said,) = await run(
+            shop.web, "odd_sockets", case, getattr(shop.db.sandbox, family), ECHO_PORT, marker
+        )
+    assert said.error, said
+    assert wire.sightings == 0
+    for seen in wire.seen:
+        assert not ip_address(seen.destination).is_loopback, seen
 
 
 @FAMILIES

@@ -4,7 +4,9 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps};
+use aya::programs::{
+    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, SkLookup, SockOps,
+};
 use aya::{Ebpf, EbpfLoader};
 
 use super::CaptureError;
@@ -44,6 +46,7 @@ const fn hook(program: &'static str, at: AttachType, place: Place, object: &'sta
 static CONNECT: &[u8] = object!("connect");
 static NAMES: &[u8] = object!("names");
 static DATAGRAM: &[u8] = object!("datagram");
+static EGRESS: &[u8] = object!("egress");
 static SOCK_CREATE: &[u8] = object!("sock_create");
 static SOCKOPS_PODS: &[u8] = object!("sockops_pods");
 static SOCKOPS_DATAPLANE: &[u8] = object!("sockops_dataplane");
@@ -53,7 +56,8 @@ static LOOKUP: &[u8] = object!("lookup");
 
 /// By the name of the source.
 #[cfg(test)]
-pub(super) static OBJECTS: [(&str, &[u8]); 9] = [
+pub(super) static OBJECTS: [(&str, &[u8]); 10] = [
+    ("egress", EGRESS),
     ("connect", CONNECT),
     ("datagram", DATAGRAM),
     ("getsockopt", GETSOCKOPT),
@@ -66,7 +70,7 @@ pub(super) static OBJECTS: [(&str, &[u8]); 9] = [
 ];
 
 /// In the order in which they are attached: what answers first, what redirects last.
-pub(super) static HOOKS: [Hook; 14] = [
+pub(super) static HOOKS: [Hook; 15] = [
     hook(
         "getsockopt",
         AttachType::Getsockopt,
@@ -91,6 +95,7 @@ pub(super) static HOOKS: [Hook; 14] = [
     hook("getsockname6", AttachType::Getsockname6, Place::Pods, NAMES),
     hook("recvmsg4", AttachType::Recvmsg4, Place::Pods, DATAGRAM),
     hook("recvmsg6", AttachType::Recvmsg6, Place::Pods, DATAGRAM),
+    hook("egress", AttachType::InetEgress, Place::Pods, EGRESS),
     hook(
         "sock_create",
         AttachType::SockCreate,
@@ -213,6 +218,7 @@ fn load(
     let found = found.ok_or_else(|| CaptureError::Program(program, "isn't there".into()))?;
     match found {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSkb(program) => CgroupSkb::load(program),
         Program::CgroupSock(program) => CgroupSock::load(program),
         Program::CgroupSockopt(program) => CgroupSockopt::load(program),
         Program::SockOps(program) => SockOps::load(program),

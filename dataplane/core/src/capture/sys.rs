@@ -30,6 +30,7 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum AttachType {
+    InetEgress = 1,
     SockCreate = 2,
     SockOps = 3,
     Connect4 = 10,
