@@ -38,6 +38,8 @@ class PodView:
     # flows that passed.
     udp_refused: int = 0
     udp_unprotected: int = 0
+    # Raw and packet sockets, whose packets can't be captured.
+    raw_sockets: int = 0
     # By traffic: proved, not proved, unknown; "" while none was tried, or it isn't ours to prove.
     proof: str = ""
     # Why it isn't proved.

@@ -96,6 +96,7 @@ pods = _lister(
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
         Column("UDP REFUSED", _count("udp_refused"), wide=True, right=True),
         Column("UDP FLOWS", _count("udp_unprotected"), wide=True, right=True),
+        Column("RAW SOCKETS", _count("raw_sockets"), wide=True, right=True),
         Column("NETNS", field("netns"), wide=True),
         Column("OLDER THAN CAPTURE", _older, wide=True),
     ],

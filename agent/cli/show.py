@@ -17,7 +17,7 @@ Row = dict[str, Any]
 # What a terminal has at least; output that goes elsewhere gets the same.
 WIDTH = 80
 # `-o wide` into a file or pipe: nothing is folded there.
-WIDE_WIDTH = 240
+WIDE_WIDTH = 400
 
 output = click.option(
     "-o",

@@ -80,6 +80,8 @@ class Enrolment:
     repairs: int = 0
     # UDP that the mesh didn't carry.
     datagrams: Tally = field(default_factory=Tally)
+    # Sockets in it whose packets can't be captured, when it was last looked at.
+    raw_sockets: int = 0
     failures: int = 0
     error: AgentError | None = None
     # Loop time before which a failed step isn't tried again; infinite: not by itself.

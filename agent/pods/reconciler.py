@@ -526,6 +526,7 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
         repairs=enrolment.repairs,
         udp_refused=enrolment.datagrams.total.refused,
         udp_unprotected=enrolment.datagrams.total.unprotected,
+        raw_sockets=enrolment.raw_sockets,
         problem=problem,
         remedy=remedy,
         proof=proof.state if proof is not None else "",

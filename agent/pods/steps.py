@@ -25,7 +25,7 @@ from agent.pods.proof import NOT_PROVED
 from agent.pods.proofs import Prover
 from agent.pods.source import Pod
 from proto.gen import control_pb2
-from redirect import lingering
+from redirect import lingering, raw_sockets
 from redirect.base import CaptureConfig, Datagrams, NetnsGone, Redirect, RedirectError, Target
 from redirect.netns import NetnsThread
 
@@ -230,6 +230,11 @@ class Steps:
         self.datagrams += enrolment.datagrams.read(await redirect.datagrams(target))
         _still_there(enrolment)
         _processes_there(enrolment)
+        # Shown only: it says nothing against the pod's capture.
+        with contextlib.suppress(RedirectError):
+            enrolment.raw_sockets = await self._threads.run(
+                enrolment.netns_fd, raw_sockets.count, subject=target.name
+            )
         if due or enrolment.repairs > repairs:
             self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         # While the rules weren't whole, connections may have got past them.

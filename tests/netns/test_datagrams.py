@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -232,3 +233,29 @@ async def test_counts_are_in_the_table_and_the_metrics(town: Town) -> None:
     await town.mesh.until("metrics", told, seconds=10)
     table = await ask(town.mesh.run_dir, node.name, "pods", "-o", "wide")
     assert table.tells("UDP REFUSED", "UDP FLOWS"), table.text
+
+
+async def test_sockets_whose_packets_cannot_be_captured_are_shown(town: Town) -> None:
+    pod, mesh = town.shop.batch, town.mesh
+
+    def opened() -> list[socket.socket]:
+        packet = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        kinds = (socket.AF_INET, socket.AF_INET6)
+        return [
+            packet,
+            *(socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_TCP) for kind in kinds),
+        ]
+
+    async def shown(count: int) -> bool:
+        found = await mesh.admin(pod.sandbox.node, "pods")
+        return bool(next(one for one in found if one["uid"] == pod.uid)["raw_sockets"] == count)
+
+    held = inside(pod.sandbox.namespace, opened)
+    try:
+        await mesh.until("three raw sockets", lambda: shown(3), seconds=10)
+        said = await ask(mesh.run_dir, pod.sandbox.node.name, "pods", "-o", "wide")
+        assert "RAW SOCKETS" in said.text
+    finally:
+        for one in held:
+            one.close()
+    await mesh.until("none any more", lambda: shown(0), seconds=10)
