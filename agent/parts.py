@@ -101,7 +101,7 @@ def precapture(config: Config) -> Precapture:
 def proofs(config: Config) -> Means | None:
     """Only capture by us is ours to prove."""
     capture = config.capture
-    if capture.mode in ("none", "external"):
+    if capture.mode in ("none", "external") or capture.prove_interval is None:
         return None
     binary = config.dataplane.prover
     leaf = None

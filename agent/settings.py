@@ -119,10 +119,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "prove-interval",
-        values.positive_duration,
+        values.positive_duration_or_off,
         # Two or four short connections a pod and minute.
         timedelta(seconds=60),
-        "How often a pod's capture is proved by connections of ours",
+        "How often a pod's capture is proved by connections of ours, or off",
     ),
     Setting(
         "cut-precapture",

@@ -101,7 +101,7 @@ class Capture:
     mark: int = 0x539
     verify_interval: timedelta = timedelta(seconds=10)
     # Between proofs by traffic of one pod.
-    prove_interval: timedelta = timedelta(seconds=60)
+    prove_interval: timedelta | None = timedelta(seconds=60)
     # Of every pod as it is captured, unless its namespace says otherwise.
     cut_precapture: bool = False
     # Whose sockets reach probe ports under capture by eBPF.

@@ -80,6 +80,11 @@ def positive_duration(value: object) -> timedelta:
     return found
 
 
+def positive_duration_or_off(value: object) -> timedelta | None:
+    # YAML reads a bare `off` as False.
+    return None if value is False or value == "off" else positive_duration(value)
+
+
 def whole_seconds(value: object) -> timedelta:
     """The kernel knows no smaller ones; 32767 s are its limit (tcp(7), TCP_KEEPIDLE)."""
     found = duration(value)

@@ -154,8 +154,13 @@ impl Pods {
         if !entry.captured_by_ebpf() || !entry.listening() {
             return entry.update(settings, &self.shared.config);
         }
-        // Never led to somebody who listens no more, or not yet.
         let wanted = capture::enrolment(&settings);
+        if wanted == entry.enrolment() {
+            // Nothing of it is the kernel's, whose place for a listener that was ended can't be
+            // filled before it listens again.
+            return entry.update(settings, &self.shared.config);
+        }
+        // Never led to somebody who listens no more, or not yet.
         if wanted.dns {
             entry.update(settings, &self.shared.config)?;
             self.capture.change(entry, wanted).await
