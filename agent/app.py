@@ -48,6 +48,7 @@ async def _serve(config: Config) -> int:
     if config.capture.ebpf is not None:
         capture = replace(capture, pins=str(config.capture.ebpf.folder))
     log.info("capture chosen", extra={"mode": capture.mode, "why": capture.reason})
+    others, missing = await parts.beside(config, redirect, present)
     pods = parts.pod_source(config)
     source = parts.configuration_source(config)
     trust = parts.trust_keeper(config)
@@ -63,6 +64,8 @@ async def _serve(config: Config) -> int:
         dns=parts.dns_rules(config),
         precapture=parts.precapture(config),
         proofs=parts.proofs(config),
+        others=others,
+        missing=missing,
     )
     feed = Feed(source, identities, reconciler, parts.capture_config(config), trust)
     present.follow(lambda: feed.present)
@@ -70,7 +73,7 @@ async def _serve(config: Config) -> int:
     report = Report(
         config.node.name, capture, pods, source, identities, reconciler, feed, supervisor, trust
     )
-    app = App(pods, source, identities, trust, reconciler, feed, supervisor, redirect)
+    app = App(pods, source, identities, trust, reconciler, feed, supervisor, redirect, *others)
     levels = Levels(config.log, supervisor)
     async with Servers(config, report, levels, supervisor.replace, app.end):
         return await app.run()
@@ -88,7 +91,7 @@ class App:
         reconciler: Reconciler,
         feed: Feed,
         supervisor: Supervisor,
-        redirect: Redirect | None,
+        *redirects: Redirect | None,
     ) -> None:
         self._pods = pods
         self._source = source
@@ -97,7 +100,7 @@ class App:
         self._reconciler = reconciler
         self._feed = feed
         self._supervisor = supervisor
-        self._redirect = redirect
+        self._redirects = redirects
         # Set by signals: end; end the data plane too; cut.
         self._stop = asyncio.Event()
         self._with_dataplane = False
@@ -136,8 +139,9 @@ class App:
             await self._reconciler.close()
             await self._feed.close()
             await self._supervisor.close()
-            if self._redirect is not None:
-                await self._redirect.close()
+            for redirect in self._redirects:
+                if redirect is not None:
+                    await redirect.close()
             log.info("agent ended", extra={"dataplane_goes_on": not self._with_dataplane})
 
     def _take_signals(self) -> None:

@@ -280,8 +280,9 @@ def _capture_mode(reader: _Reader) -> str:
 def _ebpf(
     reader: _Reader, node: str, pods_cgroup: Path | None, mode: str
 ) -> tuple[Ebpf | None, str]:
-    """Or why there can't be one: a mistake where it was asked for."""
-    if mode not in ("auto", "ebpf"):
+    """Or why there can't be one, a mistake where it was asked for. On a node that captures another
+    way single pods may ask for it."""
+    if mode in ("external", "none"):
         return None, ""
     mount = cgroup2_mount()
     kubepods = [mount / "kubepods.slice", mount / "kubepods"] if mount else []
@@ -495,7 +496,7 @@ def _named_cgroup(reader: _Reader, name: str, mode: str) -> Path | None:
         reader.wrong(
             name, f"{chosen}: must lie below the cgroup2 mount {mount or '(none is mounted)'}"
         )
-    if mode in ("nftables", "external", "none"):
+    if mode in ("external", "none"):
         reader.warnings.append(f"{name}: only capture by eBPF uses it, not {mode}")
     return chosen
 

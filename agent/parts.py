@@ -1,6 +1,7 @@
 """From slices of the configuration to the parts that they configure."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -73,6 +74,29 @@ async def redirect(config: Config, present: PresentCapture) -> tuple[Redirect | 
 
 def capture_client(config: Config) -> PresentCapture:
     return PresentCapture(partial(ebpf_probe.probe, config.capture.ebpf, config.dataplane))
+
+
+async def beside(
+    config: Config, chosen: Redirect | None, present: PresentCapture
+) -> tuple[tuple[Redirect, ...], Mapping[str, str]]:
+    """Ways that single pods may ask for, or come from, and why others can't be had."""
+    if chosen is None:
+        return (), {}
+    if chosen.name == "ebpf":
+        from redirect.nftables_capture import NftablesCapture
+
+        way: Redirect = NftablesCapture(capture_config(config))
+    elif config.capture.ebpf is None:
+        return (), {"ebpf": config.capture.no_ebpf}
+    else:
+        from redirect.ebpf import EbpfCapture
+
+        way = EbpfCapture(present, capture_config(config))
+    probe = await way.probe()
+    if probe.usable:
+        return (way,), {}
+    await way.close()
+    return (), {way.name: probe.reason}
 
 
 def capture_config(config: Config) -> CaptureConfig:

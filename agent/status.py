@@ -32,6 +32,12 @@ class PodView:
     # They were read back and are as they should be.
     verified: bool
     verified_at: datetime | None = None
+    # By what: ebpf or nftables; "" while it isn't.
+    capture: str = ""
+    # By what it was before, whose open connections go on.
+    former_captures: tuple[str, ...] = ()
+    # What to know of it that is no problem.
+    notes: tuple[str, ...] = ()
     # How often somebody had changed them, or ended a listener.
     repairs: int = 0
     # UDP that the mesh doesn't carry, as it was when last verified: attempts that were refused, and

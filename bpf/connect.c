@@ -64,6 +64,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 		return ALLOW;
 	/* A socket reused by AF_UNSPEC must not keep what was decided for another destination. */
 	bpf_sk_storage_delete(&dialled, sk);
+	if (pod->flags & POD_LEAVING)
+		return ALLOW;
 	if (exempted())
 		return pass(REASON_DATA_PLANE);
 	if (is_loopback(to))

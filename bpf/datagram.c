@@ -34,7 +34,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk
 	__u16 port;
 
 	target->word[3] = 0;
-	if (!pod)
+	if (!pod || (pod->flags & POD_LEAVING))
 		return ALLOW;
 	if (bpf_map_lookup_elem(&exempt, &cgroup))
 		return ALLOW;

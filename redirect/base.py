@@ -73,6 +73,9 @@ class Target:
     dns: bool = False
     # UDP other than DNS, UDP-Lite, SCTP and DCCP are refused.
     udp_deny: bool = False
+    # Another way captures the pod as well, while it moves: what is open by that one must not break,
+    # and the routing that both need stays.
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,11 @@ class Redirect(Protocol):
         were go on as they are until `remove`. Safe to repeat, and ended by `install`, too. On
         failure the pod is captured as before. Raises RedirectError."""
 
+    async def idle(self, target: Target) -> bool:
+        """After `release`: no open connection needs what it left. Raises RedirectError."""
+
     async def remove(self, target: Target) -> None:
-        """Leaves nothing of ours in the namespace; safe to repeat."""
+        """Leaves nothing of ours in the namespace but what another way shares; safe to repeat."""
 
     async def list(self, target: Target) -> Installed: ...
 

@@ -1,5 +1,5 @@
-"""Connections made known to connection tracking before there are rules that translate
-(ctnetlink).
+"""Connections made known to connection tracking before there are rules that translate, and those
+that are still translated after the rules went (ctnetlink).
 
 Without that the next packet of an older connection would pass for the first of a new one, and be
 redirected to a listener that knows nothing of it: the connection would break (seen).
@@ -14,20 +14,26 @@ import struct
 from typing import TYPE_CHECKING
 
 from redirect.base import RedirectError
+from redirect.ruleset import MARK_MASK, REPLY_MARK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from redirect.sockets import Address, Connection
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h, nf_conntrack_common.h
 _NETLINK_NETFILTER = 12
-_CT_NEW, _CT_GET_STATS = 1 << 8, 1 << 8 | 5
-_REQUEST, _ACK, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x200, 0x400
-_NLMSG_ERROR = 2
+_CT_NEW, _CT_GET, _CT_DELETE, _CT_GET_STATS = 1 << 8, 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 5
+_REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NESTED = 0x8000
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT = 1, 2, 3, 4, 7
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _MARK = 1, 2, 3, 4, 7, 8
 _TCP = 1
+_TCP_STATE = 1
+# IPS_SRC_NAT and IPS_DST_NAT
+_NAT = 1 << 4 | 1 << 5
+# TCP_CONNTRACK_TIME_WAIT and CLOSE
+_ENDED = (b"\x07", b"\x08")
 _STATE_ESTABLISHED = 3
 # Both directions seen, assured, confirmed: no packet of it is a first one.
 _SEEN = 1 << 1 | 1 << 2 | 1 << 3
@@ -52,6 +58,73 @@ def keep(spared: Iterable[Connection]) -> int:
     except OSError as exc:
         raise RedirectError(f"older connections can't be kept: {exc.strerror or exc}") from exc
     return count
+
+
+def translated() -> int:
+    """How many connections live by rules of ours: redirected, or of the data plane to an app with
+    the client's address. Raises RedirectError."""
+    try:
+        with _opened() as netlink:
+            return sum(_lives_by_us(entry) for _, entry in _listed(netlink))
+    except OSError as exc:
+        raise RedirectError(f"connections can't be counted: {exc.strerror or exc}") from exc
+
+
+def forget() -> None:
+    """For when the rules went: TCP connections that nobody translates any more. What isn't tracked
+    would be remembered as open for days, and a later one of the same addresses and ports be taken
+    for it once there are rules again, which would redirect none of it. Raises RedirectError."""
+    try:
+        with _opened() as netlink:
+            for family, entry in list(_listed(netlink)):
+                alive = _tcp_state(entry) not in _ENDED
+                if _PROTOINFO not in entry or (alive and _status(entry) & _NAT):
+                    continue
+                body = struct.pack("=BBH", family, 0, 0)
+                body += _nested(_TUPLE_ORIG, entry[_TUPLE_ORIG])
+                size = _HEADER.size + len(body)
+                netlink.send(_HEADER.pack(size, _CT_DELETE, _REQUEST | _ACK, 1, 0) + body)
+                code = _answer(netlink)
+                if code not in (0, errno.ENOENT):
+                    raise OSError(code, os.strerror(code))
+    except OSError as exc:
+        raise RedirectError(f"old connections can't be forgotten: {exc.strerror or exc}") from exc
+
+
+def _listed(netlink: socket.socket) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Families and attributes of what is tracked in this namespace. Raises OSError. To be read to
+    its end before the next request."""
+    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    size = _HEADER.size + len(body)
+    netlink.send(_HEADER.pack(size, _CT_GET, _REQUEST | _DUMP, 1, 0) + body)
+    while True:
+        data = netlink.recv(1 << 18)
+        while data:
+            length, kind, *_ = _HEADER.unpack_from(data)
+            if kind == _NLMSG_ERROR:
+                code = -struct.unpack_from("=i", data, _HEADER.size)[0]
+                raise OSError(code, os.strerror(code))
+            if kind == _NLMSG_DONE:
+                return
+            yield data[_HEADER.size], _attributes(data[size:length])
+            data = data[length + 3 & ~3 :]
+
+
+def _tcp_state(entry: dict[int, bytes]) -> bytes:
+    tcp = _attributes(_attributes(entry.get(_PROTOINFO, b"")).get(_TCP, b""))
+    return tcp.get(_TCP_STATE, b"\0")
+
+
+def _status(entry: dict[int, bytes]) -> int:
+    (status,) = struct.unpack("!I", entry.get(_STATUS, bytes(4)))
+    return int(status)
+
+
+def _lives_by_us(entry: dict[int, bytes]) -> bool:
+    (mark,) = struct.unpack("!I", entry.get(_MARK, bytes(4)))
+    if not _status(entry) & _NAT and mark & MARK_MASK != REPLY_MARK:
+        return False
+    return _tcp_state(entry) not in _ENDED
 
 
 def usable() -> bool:
@@ -102,6 +175,17 @@ def _tuple(source: Address, destination: Address) -> bytes:
     ports += _attribute(2, struct.pack("!H", source[1]))
     ports += _attribute(3, struct.pack("!H", destination[1]))
     return _nested(1, addresses) + _nested(2, ports)
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= 4:
+        size, kind = struct.unpack_from("=HH", data)
+        if size < 4:
+            break
+        found[kind & ~_NESTED] = data[4:size]
+        data = data[size + 3 & ~3 :]
+    return found
 
 
 def _nested(kind: int, content: bytes) -> bytes:

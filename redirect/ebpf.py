@@ -115,11 +115,16 @@ class EbpfCapture:
         """What is live keeps its record in the kernel, and the routing that answers need."""
         await self._client.remove(target.uid)
 
+    async def idle(self, target: Target) -> bool:
+        """What is live lives with its sockets; the routing stays for who captures now."""
+        return True
+
     async def remove(self, target: Target) -> None:
         await self._client.remove(target.uid)
 
         def withdraw() -> None:
-            routes.remove()
+            if not target.shared:
+                routes.remove()
             _FWMARK_ACCEPT.write_text("0")
 
         await self._in_pod(target, withdraw)

@@ -16,6 +16,8 @@ from redirect import (
     readback,
     routes,
     ruleset,
+    sock_diag,
+    sockets,
 )
 from redirect.base import (
     CaptureConfig,
@@ -101,10 +103,12 @@ class NftablesCapture:
     async def install(self, target: Target) -> None:
         config, ipv6 = self._config, self._config.ipv6
         text = ruleset.render(config, target, await self._exempt())
+        tracking = ruleset.render_draining(config, target)
         keeps_older = self._keeps_older
 
         def apply() -> None:
-            if keeps_older:
+            tracked = target.shared and keeps_older and _know_all(tracking)
+            if keeps_older and not target.shared:
                 # Until the rules are there, what is opened still breaks: it isn't captured either.
                 conntrack.keep(precapture.find(config))
             # Routing first: without it a redirected connection's replies would leave the pod.
@@ -112,6 +116,8 @@ class NftablesCapture:
             try:
                 _load(text)
             except BaseException:
+                if tracked:
+                    nft.run(ruleset.delete())
                 routes.remove(added)
                 raise
 
@@ -163,12 +169,18 @@ class NftablesCapture:
         text = ruleset.render_draining(self._config, target)
         await self._in_pod(target, lambda: nft.run(text))
 
+    async def idle(self, target: Target) -> bool:
+        return await self._in_pod(target, lambda: conntrack.translated() == 0)
+
     async def remove(self, target: Target) -> None:
         self._proofs.pop(target.uid, None)
 
         def withdraw() -> None:
             nft.run(ruleset.delete())
-            routes.remove()
+            if target.shared:
+                conntrack.forget()
+            else:
+                routes.remove()
 
         await self._in_pod(target, withdraw)
 
@@ -264,6 +276,21 @@ def _load(text: str) -> None:
         nft.run(ruleset.first(text))
     except nft.Exists:
         nft.run(text)
+
+
+def _know_all(tracking: str) -> bool:
+    """What is open by another way, or opened while the rules come, is known to connection tracking
+    before there are any that would redirect it. Whether that took a table."""
+    made = nft.read(ruleset.FAMILY, ruleset.TABLE) is None
+    if made:
+        nft.run(tracking)
+    # Of one whose SYN isn't answered, the answer mustn't pass for something odd.
+    conntrack.keep(
+        one
+        for one in sockets.connections(arriving=True)
+        if one.state != sock_diag.SYN_SENT and not one.remote[0].is_loopback
+    )
+    return made
 
 
 def _try(text: str) -> readback.Objects:

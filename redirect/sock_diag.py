@@ -21,7 +21,8 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _INFO, _MARK, _CGROUP_ID = 2, 15, 21
 # Of the kernel's states; as bits in a request.
-ESTABLISHED, SYN_SENT, FIN_WAIT_1, FIN_WAIT_2, TIME_WAIT, CLOSE_WAIT, LISTEN = 1, 2, 4, 5, 6, 8, 10
+ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT_1, FIN_WAIT_2 = 1, 2, 3, 4, 5
+TIME_WAIT, CLOSE_WAIT, LISTEN = 6, 8, 10
 _ANY_STATE = 0xFFF
 _HEADER = struct.Struct("=IHHII")
 # linux/tcp.h, struct tcp_info: bytes received, then bytes sent and those of them sent again.

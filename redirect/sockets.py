@@ -41,11 +41,13 @@ class Connection:
         return f"{_text(self.local)} ↔ {_text(self.remote)}"
 
 
-def connections(*, sizes: bool = False) -> list[Connection]:
-    """Raises RedirectError. Marks are 0 without CAP_NET_ADMIN."""
+def connections(*, sizes: bool = False, arriving: bool = False) -> list[Connection]:
+    """Raises RedirectError. Marks are 0 without CAP_NET_ADMIN. `arriving`: also those whose client
+    hasn't answered the SYN-ACK yet, which no process has."""
+    states = (*STATES, sock_diag.SYN_RECV) if arriving else STATES
     try:
         with sock_diag.opened() as diag:
-            return [connection(entry) for entry in sock_diag.listed(diag, *STATES, sizes=sizes)]
+            return [connection(entry) for entry in sock_diag.listed(diag, *states, sizes=sizes)]
     except OSError as exc:
         raise RedirectError(f"connections can't be listed: {exc.strerror or exc}") from exc
 

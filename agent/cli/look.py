@@ -57,6 +57,12 @@ def _problem(row: Row) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def _capture(row: Row) -> str:
+    """In brackets: a way that its older connections still go."""
+    former = "".join(f" (+{name})" for name in row.get("former_captures") or [])
+    return f"{row.get('capture') or '-'}{former}"
+
+
 def _older(row: Row) -> str:
     named = row.get("precapture_named") or []
     more = (row.get("precapture_connections") or 0) - len(named)
@@ -84,6 +90,7 @@ pods = _lister(
     [
         Column("POD", qualified),
         Column("STATE", field("state")),
+        Column("CAPTURE", _capture),
         Column("VERIFIED", _verified, wide=True),
         Column("PROVED", _proved),
         Column("IDENTITY", _identity),
@@ -93,6 +100,7 @@ pods = _lister(
         Column("PROBLEM", _problem),
         Column("UID", field("uid"), wide=True),
         Column("LAST PROVED", field("proof_at"), wide=True),
+        Column("NOTES", lambda row: show.joined(row.get("notes")), wide=True),
         Column("REPAIRS", _count("repairs"), wide=True, right=True),
         Column("UDP REFUSED", _count("udp_refused"), wide=True, right=True),
         Column("UDP FLOWS", _count("udp_unprotected"), wide=True, right=True),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.errors import AgentError
+from agent.pods.captures import Captures
 from agent.pods.netns import NetnsId
 from agent.pods.proof import Proof
 from agent.pods.source import Outcome, Pod
@@ -21,6 +22,7 @@ class Step(enum.Enum):
     ADD = "make the data plane listen in it"
     CAPTURE = "redirect its traffic"
     VERIFY = "compare its rules"
+    MOVE = "redirect its traffic another way"
     CHANGE = "change its settings"
     # Away from it: never bare ports that rules still point to.
     RELEASE = "let its new connections past"
@@ -41,8 +43,8 @@ class Node:
     generation: int
     # The data plane processed a first response of every type.
     synced: bool
-    # Somebody of ours redirects traffic at all.
-    capturing: bool
+    # By what we redirect traffic, if at all.
+    captures: Captures
     # Somebody else does.
     external: bool = False
 
@@ -62,6 +64,12 @@ class Enrolment:
     # Somebody ended a listener of it there: whether all listen is to be asked.
     doubted: bool = False
     captured: bool = False
+    # By what it is, or was until it was released.
+    way: str = ""
+    # By what it was captured before: what its open connections need may be there still.
+    former_ways: tuple[str, ...] = ()
+    # Loop time of the move.
+    moved_at: float = 0.0
     # Of the capture only what its open connections need is left; new ones are plain.
     released: bool = False
     # Loop time by which they end, told or not; 0 while nobody waits for them.
@@ -99,13 +107,15 @@ class Enrolment:
             return Step.OPEN
         if node.generation and (self.doubted or self.added_to != node.generation):
             return Step.ADD
-        if self.captured:
-            # Also while no data plane serves: until it is back, refused is better than bare.
-            return Step.VERIFY if now >= self.verify_at else Step.REST
         # Not before the proxy can serve it.
         ready = node.generation and node.synced
-        capturing = node.capturing and not self.pod.only_ports
-        return Step.CAPTURE if capturing and ready else Step.REST
+        wanted = node.captures.wanted(self.pod)
+        if self.captured:
+            if ready and wanted is not None and wanted.name != self.way:
+                return Step.MOVE
+            # Also while no data plane serves: until it is back, refused is better than bare.
+            return Step.VERIFY if now >= self.verify_at else Step.REST
+        return Step.CAPTURE if wanted is not None and ready else Step.REST
 
     def _leaving(self, node: Node, now: float) -> Step:
         # Without that data plane nothing can be told; KeepPods tells the next one.

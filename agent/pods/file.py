@@ -1,6 +1,6 @@
 """Pods from a watched YAML file: a list of `name`, `namespace`, `serviceAccount`, `uid`, and
-`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` and `cgroup` (paths) and `probePorts`
-(a list) where wanted."""
+`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` and `cgroup` (paths), `probePorts` (a
+list) and `capture: ebpf | nftables` where wanted."""
 
 import asyncio
 import logging
@@ -35,7 +35,9 @@ _FIELDS = (
     "resolvConf",
     "probePorts",
     "cgroup",
+    "capture",
 )
+_CAPTURES = ("ebpf", "nftables")
 # A pod has a few containers with three probes each; the data plane looks each arrival up in them.
 PROBE_PORTS_LIMIT = 64
 # Parts of a SPIFFE id and of Kubernetes names alike.
@@ -185,6 +187,7 @@ def _pod(entry: object) -> Pod:
         resolv_conf=_resolv_conf(entry),
         probe_ports=_probe_ports(entry),
         cgroup=_cgroup(entry),
+        capture=_capture(entry),
     )
 
 
@@ -254,6 +257,13 @@ def _cgroup(entry: Mapping[str, object]) -> Path | None:
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise _BrokenEntry(f"cgroup: {path!r} is no absolute path of a cgroup2 folder")
     return Path(path)
+
+
+def _capture(entry: Mapping[str, object]) -> str:
+    value = entry.get("capture", "")
+    if (value and value not in _CAPTURES) or not isinstance(value, str):
+        raise _BrokenEntry(f"capture: {value!r} is no way to capture: {', '.join(_CAPTURES)}")
+    return value
 
 
 def _claim(taken: dict[tuple[str, str], int], index: int, pod: Pod) -> None:

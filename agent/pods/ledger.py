@@ -23,6 +23,8 @@ class Held:
     netns: NetnsId
     # It left the mesh, and only its open connections use what is left there, no longer than this.
     drains_until: datetime | None = None
+    # By what it was captured, several while it moves; who captures it comes first.
+    ways: tuple[str, ...] = ()
 
     def open(self) -> int | None:
         """None when the path names no such namespace any more: then the rules went with it."""
@@ -76,11 +78,22 @@ class Ledger:
             )
         return list(self._held.values())
 
-    def add(self, pod: Pod, netns: NetnsId, drains_until: datetime | None = None) -> None:
-        held = Held(pod, netns, drains_until)
+    def add(
+        self,
+        pod: Pod,
+        netns: NetnsId,
+        drains_until: datetime | None = None,
+        ways: tuple[str, ...] = (),
+    ) -> None:
+        held = Held(pod, netns, drains_until, ways)
         if self._held.get(pod.uid) != held:
             self._held[pod.uid], self._texts[pod.uid] = held, _text(held)
             self._write()
+
+    def ways(self, uid: str, netns: NetnsId) -> tuple[str, ...]:
+        """By what the pod was captured in this very namespace, as far as is known."""
+        held = self._held.get(uid)
+        return held.ways if held is not None and held.netns == netns else ()
 
     def discard(self, uid: str) -> None:
         if self._held.pop(uid, None) is not None:
@@ -115,6 +128,7 @@ def _text(held: Held) -> str:
         "inode": netns.inode,
         "device": netns.device,
         "drainsUntil": held.drains_until.timestamp() if held.drains_until else None,
+        "ways": list(held.ways),
     }
     return json.dumps(entry)
 
@@ -129,11 +143,14 @@ def _held(entry: dict[str, object]) -> Held:
     inode, device = entry["inode"], entry["device"]
     if not isinstance(inode, int) or not isinstance(device, int):
         raise TypeError("inode, device: numbers are wanted")
-    # Notes of earlier releases don't have it.
+    # Notes of earlier releases don't have these two.
     until = entry.get("drainsUntil")
     if not isinstance(until, int | float | None):
         raise TypeError("drainsUntil: a number is wanted")
+    ways = entry.get("ways", [])
+    if not isinstance(ways, list) or not all(isinstance(way, str) for way in ways):
+        raise TypeError("ways: texts are wanted")
     path = NetnsPath(Path(text("netns")), follow=bool(entry["follow"]))
     pod = Pod(text("uid"), text("name"), text("namespace"), text("serviceAccount"), path)
     drains_until = None if until is None else datetime.fromtimestamp(until, UTC)
-    return Held(pod, NetnsId(inode, device), drains_until)
+    return Held(pod, NetnsId(inode, device), drains_until, tuple(ways))

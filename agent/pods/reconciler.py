@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from datetime import timedelta
 from agent.dataplane import DataplaneError, DataplaneLost, InUse
 from agent.errors import AgentError
 from agent.namespaces import NamespaceTable
+from agent.pods.captures import Captures
 from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.kept import kept_pod
@@ -69,15 +70,18 @@ class Reconciler:
         dns: DnsRules | None = None,
         precapture: Precapture | None = None,
         proofs: Means | None = None,
+        others: Sequence[Redirect] = (),
+        missing: Mapping[str, str] | None = None,
     ) -> None:
-        """`external`: somebody else redirects traffic to the data plane's listeners, which have
-        these `ports` in each pod."""
+        """`others`: ways beside `redirect` that pods may ask for or come from; `missing`: why they
+        can't, by the name of the way. `external`: somebody else redirects traffic to the data
+        plane's listeners, which have these `ports` in each pod."""
         self._ledger = ledger or Ledger()
         self.precapture = precapture or Precapture()
         self._turns = Turns()
         self.prover = Prover(proofs, self._turns, self._announced_to)
         self._steps = Steps(
-            redirect,
+            Captures(redirect, tuple(others), missing or {}),
             verify_interval=verify_interval,
             drain_deadline=drain_deadline,
             ledger=self._ledger,
@@ -179,7 +183,7 @@ class Reconciler:
         listed = {entry.pod.netns.identity() for entry in self._pods.values()}
         for held in former:
             uid = held.pod.uid
-            fd = held.open() if self._steps.capturing and held.netns not in listed else None
+            fd = held.open() if self._steps.captures and held.netns not in listed else None
             if fd is None:
                 # Gone, or a pod of the list has the namespace and brings the rules up to date.
                 if uid not in self._pods:
@@ -187,7 +191,7 @@ class Reconciler:
                 continue
             # Its uid may be listed with another namespace.
             pod = held.pod if uid not in self._pods else replace(held.pod, uid=f"{uid} (former)")
-            left = Enrolment(pod, None, netns_fd=fd, netns=held.netns)
+            left = Enrolment(pod, None, netns_fd=fd, netns=held.netns, former_ways=held.ways)
             if held.drains_until is None:
                 left.captured = True
             else:
@@ -395,9 +399,12 @@ class Reconciler:
             case Step.ADD:
                 await self._add(enrolment)
             case Step.CAPTURE:
-                await steps.capture(enrolment)
+                await steps.capture(enrolment, self._serving())
+            case Step.MOVE:
+                await steps.move(enrolment, self._serving())
             case Step.VERIFY:
-                await steps.verify(enrolment)
+                present = enrolment.added_to == self._generation
+                await steps.verify(enrolment, self._dataplane if present else None)
             case Step.CHANGE:
                 present = enrolment.added_to == self._generation
                 await steps.change(enrolment, self._dataplane if present else None)
@@ -407,9 +414,7 @@ class Reconciler:
                 late = enrolment.drained_by != 0.0
                 await steps.uncapture(enrolment, self._dataplane if late else None)
             case Step.REMOVE:
-                # Planned only for a pod of the present generation.
-                assert self._dataplane is not None
-                await steps.remove(enrolment, self._dataplane)
+                await steps.remove(enrolment, self._serving())
             case Step.CLOSE:
                 steps.close(enrolment)
             case Step.ADOPT:
@@ -436,6 +441,11 @@ class Reconciler:
             enrolment.verify_at = 0.0
 
     # ---- helpers
+
+    def _serving(self) -> PodTarget:
+        # For steps that are planned only for a pod of the present generation.
+        assert self._dataplane is not None
+        return self._dataplane
 
     def _next_generation(self, dataplane: PodTarget, *, synced: bool) -> None:
         self._stop_announcing()
@@ -483,7 +493,7 @@ class Reconciler:
 
     def _node(self) -> Node:
         generation = self._generation if self._dataplane is not None else 0
-        return Node(generation, self._synced, self._steps.capturing, self._steps.external)
+        return Node(generation, self._synced, self._steps.captures, self._steps.external)
 
     def _prove_anew(self, enrolment: Enrolment) -> None:
         """What another data plane received proves nothing of the next one."""
@@ -503,8 +513,7 @@ class Reconciler:
             return proved or not self.prover.proves or self._proofs_overdue()
         if enrolment.wanted is None:
             return True
-        capturing = self._steps.capturing and not enrolment.pod.only_ports
-        return not capturing and enrolment.added_to != 0
+        return self._steps.captures.wanted(enrolment.pod) is None and enrolment.added_to != 0
 
 
 def view(enrolment: Enrolment, node: Node) -> PodView:
@@ -513,6 +522,7 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
     disproved = proof is not None and proof.state == NOT_PROVED
     if proof is not None and disproved and error is None:
         problem, remedy = f"its capture isn't proved: {proof.reason}", REMEDY
+    note = node.captures.note(pod)
     return PodView(
         uid=pod.uid,
         name=pod.name,
@@ -521,6 +531,9 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
         netns=str(pod.netns),
         state=state(enrolment, node),
         captured=enrolment.captured,
+        capture=enrolment.way if enrolment.captured else "",
+        former_captures=enrolment.former_ways if enrolment.captured else (),
+        notes=(note,) if note else (),
         verified=enrolment.verified is not None and error is None and not disproved,
         verified_at=enrolment.verified,
         repairs=enrolment.repairs,
@@ -547,7 +560,7 @@ def state(enrolment: Enrolment, node: Node) -> str:
         return "adding"
     if enrolment.pod.only_ports:
         return "served"
-    if not node.capturing:
+    if not node.captures:
         return "served" if node.external else "not captured"
     if not enrolment.captured and not node.synced:
         return "waiting for control plane"

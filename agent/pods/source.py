@@ -30,6 +30,8 @@ class Pod:
     probe_ports: tuple[int, ...] = ()
     # Of cgroup2, above its processes alone.
     cgroup: Path | None = None
+    # ebpf or nftables; "": whatever the node takes.
+    capture: str = ""
     # Of the agent's own: what alone is reached there, over HBONE; nothing is redirected.
     only_ports: tuple[int, ...] = ()
 
@@ -46,6 +48,7 @@ class Pod:
             resolv_conf=other.resolv_conf,
             probe_ports=other.probe_ports,
             cgroup=other.cgroup,
+            capture=other.capture,
         )
         return self != other and same == other
 

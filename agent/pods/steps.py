@@ -16,6 +16,7 @@ from typing import Protocol
 from agent.dataplane import DataplaneError, InUse
 from agent.errors import NetnsMissing, NetnsTaken, PodError
 from agent.namespaces import NamespaceTable
+from agent.pods.captures import Captures
 from agent.pods.dns import DnsRules
 from agent.pods.enrolment import Enrolment
 from agent.pods.ledger import Ledger
@@ -42,6 +43,9 @@ _ENFORCEMENT = {
 DRAIN_DEADLINE = timedelta(seconds=5)
 # Beyond the deadline, for what a data plane does at it and for its word to arrive.
 DRAIN_GRACE = timedelta(seconds=2)
+# Seconds. A connection of the data plane whose mark was chosen as the former way wants it is opened
+# within moments, though a loaded machine may take its time.
+SETTLING = 1.0
 
 
 class PodTarget(Protocol):
@@ -95,7 +99,7 @@ class Steps:
 
     def __init__(
         self,
-        redirect: Redirect | None,
+        captures: Captures,
         *,
         verify_interval: timedelta,
         drain_deadline: timedelta | None,
@@ -110,7 +114,7 @@ class Steps:
         """`ports`: of the data plane's listeners in each pod."""
         self._ports = ports
         self._threads = NetnsThread()
-        self._redirect = redirect
+        self.captures = captures
         self.external = external
         self._dns = dns or DnsRules()
         self._namespaces: NamespaceTable = namespaces or {}
@@ -123,14 +127,9 @@ class Steps:
         # Of all pods, since this agent started.
         self.datagrams = Datagrams()
 
-    @property
-    def capturing(self) -> bool:
-        return self._redirect is not None
-
     def reconfigure(self, config: CaptureConfig) -> None:
         self._precapture.reconfigure(config)
-        if self._redirect is not None:
-            self._redirect.reconfigure(config)
+        self.captures.reconfigure(config)
 
     # ---- towards the mesh
 
@@ -138,6 +137,7 @@ class Steps:
         pod = enrolment.pod
         fd = pod.netns.open()
         found = netns_id(fd)
+        enrolment.way, enrolment.former_ways = "", self._ledger.ways(pod.uid, found)
         for other in others:
             if other is enrolment or other.netns != found:
                 continue
@@ -145,7 +145,8 @@ class Steps:
                 os.close(fd)
                 raise NetnsTaken(f"{pod.netns}: already the network namespace of {other.pod.key}")
             # What it left there is from now on this pod's, whose rules will take its place.
-            self._ledger.add(pod, found)
+            enrolment.former_ways = _ways(other)
+            self._ledger.add(pod, found, ways=enrolment.former_ways)
             self._ledger.discard(other.pod.uid)
             enrolment.released, other.released = True, False
             other.drained()
@@ -153,21 +154,25 @@ class Steps:
 
     async def add(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
         """Rules of an earlier life are brought up to date before the data plane listens: they
-        may exempt only a data plane that is no more, and would lead this one back to itself."""
+        may exempt only a data plane that is no more, and would lead this one back to itself. Those
+        of ways that the pod came from capture nothing new: they are left as they are."""
         pod = enrolment.pod
-        redirect, stale = self._redirect, enrolment.stale and not enrolment.released
-        if redirect is not None and stale and not pod.only_ports:
-            if redirect.exempts_by_rule:
-                await self._refresh(redirect, enrolment)
+        wanted, stale = self.captures.wanted(pod), enrolment.stale and not enrolment.released
+        if wanted is not None and stale:
+            known = _ways(enrolment)[:1]
+            for redirect in self.captures:
+                ours = redirect.name in known or (redirect is wanted and not enrolment.captured)
+                if redirect.exempts_by_rule and ours:
+                    await self._refresh(redirect, enrolment)
             # What a data plane adopts of an earlier one is looked at as soon as it serves.
             enrolment.verify_at = 0.0
         try:
-            await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
+            await dataplane.add_pod(message(pod), self._settings(enrolment), enrolment.netns_fd)
         except InUse:
             # In the agent's own namespace connections of others have such ports, too.
             if pod.only_ports or not await self._freed(enrolment):
                 raise
-            await dataplane.add_pod(message(pod), self._settings(pod), enrolment.netns_fd)
+            await dataplane.add_pod(message(pod), self._settings(enrolment), enrolment.netns_fd)
         log.info("pod added", extra=_fields(enrolment))
 
     async def _freed(self, enrolment: Enrolment) -> bool:
@@ -187,30 +192,88 @@ class Steps:
     async def prepare(self, enrolment: Enrolment, successor: PodTarget) -> None:
         pod = enrolment.pod
         await successor.add_pod(
-            message(pod), self._settings(pod), enrolment.netns_fd, prepare_only=True
+            message(pod), self._settings(enrolment), enrolment.netns_fd, prepare_only=True
         )
 
-    async def capture(self, enrolment: Enrolment) -> None:
-        redirect, target = self._present(), self._target(enrolment)
-        self._note(enrolment)
+    async def capture(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
+        """By the way that is wanted. Another one that the pod has captures beside it until this one
+        is verified; then that one's open connections keep what they need."""
+        redirect = self.captures.wanted(enrolment.pod)
+        assert redirect is not None  # no step that captures is planned without it
+        known = _ways(enrolment)
+        before = tuple(name for name in known if name != redirect.name)
+        target = self._target(enrolment, shared=bool(before))
+        self._note(enrolment, ways=known if redirect.name in known else (*known, redirect.name))
+        if before:
+            await dataplane.update_pod(enrolment.pod.uid, self._settings(enrolment))
         await redirect.install(target)
-        problems = await redirect.verify(target)
-        if problems:
+        if problems := await redirect.verify(target):
             # Half a capture is worse than none: it looks like one.
             await redirect.remove(target)
-            self._ledger.discard(enrolment.pod.uid)
-            enrolment.released = False
+            if before:
+                self._note(enrolment, ways=before)
+            else:
+                self._ledger.discard(enrolment.pod.uid)
+                enrolment.released = False
             raise CaptureError(f"{target.name}: {'; '.join(problems)}")
         enrolment.captured, enrolment.released, enrolment.drained_by = True, False, 0.0
+        enrolment.way, enrolment.former_ways = redirect.name, before
+        enrolment.moved_at = asyncio.get_running_loop().time()
         enrolment.datagrams.begin()
         self._proven(enrolment)
         self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
-        log.info("pod captured", extra=_fields(enrolment))
-        await self._look_for_older(enrolment, anew=True)
+        log.info("pod captured", extra=_fields(enrolment) | {"way": redirect.name})
+        await self._look_for_older(enrolment, anew=not before)
+        await self._leave_former(enrolment, dataplane)
 
-    async def verify(self, enrolment: Enrolment) -> None:
-        """Repairs what somebody changed, then looks whether the pod's namespace is still it."""
-        redirect, target = self._present(), self._target(enrolment)
+    async def move(self, enrolment: Enrolment, dataplane: PodTarget) -> None:
+        """To the way that is wanted; the one that it has is looked after when that fails."""
+        try:
+            await self.capture(enrolment, dataplane)
+        except (RedirectError, CaptureError) as exc:
+            if enrolment.way == self._way_wanted(enrolment.pod):
+                raise
+            await self.verify(enrolment, dataplane)
+            raise CaptureError(f"{exc}; it stays captured by {enrolment.way}") from exc
+
+    async def _leave_former(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
+        """Ways that the pod came from catch nothing new, and go when nothing open needs them."""
+        # Until it is done, it is tried again with the next comparison.
+        enrolment.verify_at, pause = 0.0, enrolment.verify_at
+        target = self._target(enrolment, shared=True)
+        now = asyncio.get_running_loop().time()
+        # Moved by an agent before this one: since when isn't known.
+        enrolment.moved_at = enrolment.moved_at or now
+        settled = now >= enrolment.moved_at + SETTLING
+        for former in map(self.captures.named, enrolment.former_ways):
+            if former is not None:
+                await former.release(target)
+        # Only now, for an agent after this one leaves alone what isn't named first.
+        self._note(enrolment)
+        left = []
+        for name in enrolment.former_ways:
+            former = self.captures.named(name)
+            if former is None:
+                # Not of this agent: the next one that has it takes it away.
+                left.append(name)
+            elif settled and await former.idle(target):
+                await former.remove(target)
+                log.info("pod left its former capture", extra=_fields(enrolment) | {"way": name})
+            else:
+                left.append(name)
+        if not left:
+            enrolment.moved_at = 0.0
+        if tuple(left) != enrolment.former_ways:
+            enrolment.former_ways = tuple(left)
+            self._note(enrolment)
+            if dataplane is not None:
+                await dataplane.update_pod(enrolment.pod.uid, self._settings(enrolment))
+        enrolment.verify_at = pause
+
+    async def verify(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
+        """Repairs what somebody changed, then looks whether the pod's namespace is still it, and
+        what is left of former ways."""
+        redirect, target = self._present(enrolment), self._target(enrolment)
         repairs = enrolment.repairs
         due = asyncio.get_running_loop().time() >= enrolment.prove_at
         problems = await redirect.verify(target)
@@ -239,22 +302,25 @@ class Steps:
             self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         # While the rules weren't whole, connections may have got past them.
         await self._look_for_older(enrolment, anew=enrolment.repairs > repairs)
+        if enrolment.former_ways:
+            await self._leave_former(enrolment, dataplane)
 
     async def change(self, enrolment: Enrolment, dataplane: PodTarget | None) -> None:
         """Of its settings, while it serves: never rules without somebody who listens. Without the
         data plane that has it, what comes next brings both up to date."""
         wanted = enrolment.wanted
         assert wanted is not None  # CHANGE is never planned without it
-        captured = enrolment.captured and self._redirect is not None
+        # What else there is to change is the data plane's to do, or asks for a move.
+        dns = enrolment.captured and wanted.dns_capture != enrolment.pod.dns_capture
         target = replace(self._target(enrolment), dns=wanted.dns_capture)
-        if captured and not wanted.dns_capture:
-            await self._present().install(target)
+        if dns and not wanted.dns_capture:
+            await self._present(enrolment).install(target)
         if dataplane is not None:
-            await dataplane.update_pod(wanted.uid, self._settings(wanted))
+            await dataplane.update_pod(wanted.uid, self._settings(enrolment, wanted))
         else:
             enrolment.stale = True
-        if captured and wanted.dns_capture:
-            await self._present().install(target)
+        if dns and wanted.dns_capture:
+            await self._present(enrolment).install(target)
         enrolment.pod = wanted
         settings = {"dns": wanted.dns_capture, "probe_ports": list(wanted.probe_ports)}
         log.info("pod's settings changed", extra=_fields(enrolment) | settings)
@@ -262,17 +328,19 @@ class Steps:
     async def reinstall(self, enrolment: Enrolment) -> None:
         """After `reconfigure`; a failure leaves it stale, and verified at once."""
         enrolment.verify_at = 0.0
-        await self._present().install(self._target(enrolment))
+        await self._present(enrolment).install(self._target(enrolment))
         enrolment.stale = False
 
     async def _refresh(self, redirect: Redirect, enrolment: Enrolment) -> None:
         target = self._target(enrolment)
         if not enrolment.captured and not (await redirect.list(target)).rules:
             return
-        self._note(enrolment)
+        former = tuple(name for name in _ways(enrolment) if name != redirect.name)
+        self._note(enrolment, ways=(redirect.name, *former))
+        target = replace(target, shared=bool(former))
         if await redirect.verify(target):
             await redirect.install(target)
-        enrolment.captured = True
+        enrolment.captured, enrolment.way, enrolment.former_ways = True, redirect.name, former
         enrolment.stale = False
 
     def _proven(self, enrolment: Enrolment) -> None:
@@ -294,11 +362,12 @@ class Steps:
             await self.uncapture(enrolment, None)
             return
         try:
-            await self._present().release(self._target(enrolment))
+            for redirect in self._holding(enrolment):
+                await redirect.release(self._target(enrolment))
         except NetnsGone:
             await self.uncapture(enrolment, None)
             return
-        self._note(enrolment, datetime.now(UTC) + self._patience)
+        self._note(enrolment, drains_until=datetime.now(UTC) + self._patience)
         enrolment.captured, enrolment.released = False, True
         enrolment.verified = None
         self._prover.forget(enrolment)
@@ -313,7 +382,8 @@ class Steps:
             with contextlib.suppress(DataplaneError):
                 await dataplane.remove_pod(enrolment.pod.uid, drain=False)
         try:
-            await self._present().remove(self._target(enrolment))
+            for redirect in self._holding(enrolment):
+                await redirect.remove(self._target(enrolment, shared=False))
         except NetnsGone as exc:
             # A namespace that can't be entered any more holds no rules that matter. Any other
             # failure leaves them there, and the pod without a proxy: it stays, with its error.
@@ -321,6 +391,7 @@ class Steps:
         self._ledger.discard(enrolment.pod.uid)
         self._precapture.forget(enrolment.pod.uid)
         enrolment.captured = enrolment.released = False
+        enrolment.way, enrolment.former_ways = "", ()
         enrolment.verified = None
         self._prover.forget(enrolment)
         enrolment.verify_at = 0.0
@@ -356,9 +427,16 @@ class Steps:
             enrolment.pod, enrolment.netns, enrolment.netns_fd, anew=anew
         )
 
-    def _note(self, enrolment: Enrolment, drains_until: datetime | None = None) -> None:
+    def _note(
+        self,
+        enrolment: Enrolment,
+        *,
+        drains_until: datetime | None = None,
+        ways: tuple[str, ...] | None = None,
+    ) -> None:
         assert enrolment.netns is not None  # open, or there would be nowhere to put rules
-        self._ledger.add(enrolment.pod, enrolment.netns, drains_until)
+        ways = _ways(enrolment) if ways is None else ways
+        self._ledger.add(enrolment.pod, enrolment.netns, drains_until, ways)
 
     def still_drains(self, until: datetime) -> float:
         """Seconds, by a note that another clock may have written."""
@@ -370,15 +448,18 @@ class Steps:
         """For the word that a pod is drained."""
         return (self._drain_deadline or DRAIN_DEADLINE) + DRAIN_GRACE
 
-    def _present(self) -> Redirect:
-        assert self._redirect is not None  # no step that captures is planned without it
-        return self._redirect
+    def _present(self, enrolment: Enrolment) -> Redirect:
+        """By what it is captured."""
+        redirect = self.captures.named(enrolment.way)
+        assert redirect is not None  # it was captured by one of these
+        return redirect
 
     def _denies_udp(self, pod: Pod) -> bool:
         rules = self._namespaces.get(pod.namespace)
         return rules is not None and rules.udp_deny
 
-    def _target(self, enrolment: Enrolment) -> Target:
+    def _target(self, enrolment: Enrolment, *, shared: bool | None = None) -> Target:
+        """`shared`: known better by who moves it."""
         pod = enrolment.pod
         return Target(
             uid=pod.uid,
@@ -386,16 +467,29 @@ class Steps:
             netns_fd=enrolment.netns_fd,
             dns=pod.dns_capture,
             udp_deny=self._denies_udp(pod),
+            shared=len(_ways(enrolment)) > 1 if shared is None else shared,
         )
 
-    def _settings(self, pod: Pod) -> control_pb2.PodSettings:
+    def _holding(self, enrolment: Enrolment) -> list[Redirect]:
+        """Who may have something in its namespace: of a pod from an older list, anybody."""
+        known = _ways(enrolment)
+        return [one for one in self.captures if not known or one.name in known]
+
+    def _way_wanted(self, pod: Pod) -> str:
+        wanted = self.captures.wanted(pod)
+        return wanted.name if wanted is not None else ""
+
+    def _settings(self, enrolment: Enrolment, pod: Pod | None = None) -> control_pb2.PodSettings:
+        """Of `pod`, where it isn't the enrolment's yet. The data plane looks after what is captured
+        by eBPF for as long as any of it is there."""
+        pod = pod or enrolment.pod
         if pod.only_ports:
             none = control_pb2.PodSettings.NONE
             return control_pb2.PodSettings(capture=none, only_ports=pod.only_ports)
         kind = control_pb2.PodSettings.NFTABLES
-        if self._redirect is not None and self._redirect.name == "ebpf":
+        if "ebpf" in (self._way_wanted(pod), *_ways(enrolment)) and self.captures.named("ebpf"):
             kind = control_pb2.PodSettings.EBPF
-        if self._redirect is None:
+        if not self.captures:
             external = control_pb2.PodSettings.EXTERNAL
             kind = external if self.external else control_pb2.PodSettings.NONE
         settings = control_pb2.PodSettings(
@@ -442,6 +536,12 @@ def _processes_there(enrolment: Enrolment) -> None:
         raise ProcessesElsewhere(
             f"{enrolment.pod.cgroup}: none of its processes lives in {enrolment.pod.netns}"
         )
+
+
+def _ways(enrolment: Enrolment) -> tuple[str, ...]:
+    """By what it is and was captured, as far as anything of it may be there."""
+    present = (enrolment.way,) if enrolment.way else ()
+    return (*present, *(name for name in enrolment.former_ways if name != enrolment.way))
 
 
 def _fields(enrolment: Enrolment) -> dict[str, object]:

@@ -35,6 +35,8 @@
 #define POD_BYPASS_INBOUND 0x2
 #define POD_UDP_DENY 0x4
 #define POD_IPV6_OFF 0x8
+/* Nothing new is captured; what is on its way to the listener still arrives. */
+#define POD_LEAVING 0x100
 
 /*
  * A word of the context. The verifier takes no computed address of one, which the compiler makes of

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 class FakeRedirect:
     exempts_by_rule = True
-    name = "fake"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+        # uids whose open connections need what was left.
+        self.busy: set[str] = set()
         self.config = CaptureConfig()
         # uid -> the configuration its rules were made from.
         self.installed: dict[str, CaptureConfig] = {}
@@ -69,6 +71,9 @@ class FakeRedirect:
             raise self.release_faults.pop(0)
         self.installed.pop(target.uid, None)
         self.released.add(target.uid)
+
+    async def idle(self, target: Target) -> bool:
+        return target.uid not in self.busy
 
     async def remove(self, target: Target) -> None:
         self.calls["remove"] += 1

@@ -382,7 +382,10 @@ impl Config {
             &text(&self.keepalive),
             &text(&wanted.keepalive),
         )?;
-        same("ebpf", &text(&self.ebpf), &text(&wanted.ebpf))?;
+        // Where there is none yet, it may come.
+        if let (Some(ours), Some(theirs)) = (&self.ebpf, &wanted.ebpf) {
+            same("ebpf", &text(ours), &text(theirs))?;
+        }
         same(
             "telemetry",
             &text(&self.telemetry),

@@ -20,6 +20,7 @@ from agent.dataplane import (
 from agent.errors import NetnsMissing
 from agent.namespaces import NamespaceRules
 from agent.pods import reconciler
+from agent.pods.captures import Captures
 from agent.pods.enrolment import Enrolment, Node, Step
 from agent.pods.ledger import Ledger
 from agent.pods.netns import NetnsId, NetnsPath
@@ -545,15 +546,15 @@ async def test_agents_own_namespace_is_served_and_never_redirected(world: World)
 def test_leaving_goes_rules_then_data_plane_then_namespace() -> None:
     pod = Pod("u", "n", "ns", "sa", NetnsPath(Path("/x")))
     leaving = Enrolment(pod, None, netns_fd=5, netns=NetnsId(1, 1), added_to=3, captured=True)
-    node = Node(generation=3, synced=True, capturing=True)
+    node = Node(generation=3, synced=True, captures=Captures(FakeRedirect()))
     assert leaving.next(node, 0) is Step.RELEASE
-    assert leaving.next(Node(4, True, True), 0) is Step.UNCAPTURE
+    assert leaving.next(Node(4, True, Captures(FakeRedirect())), 0) is Step.UNCAPTURE
     leaving.captured, leaving.released = False, True
     assert leaving.next(node, 0) is Step.REMOVE
     leaving.added_to, leaving.drained_by = 0, 5.0
     assert leaving.next(node, 4.9) is Step.REST
     assert leaving.next(node, 5.0) is Step.UNCAPTURE
     leaving.released = False
-    assert leaving.next(Node(4, True, True), 0) is Step.CLOSE
+    assert leaving.next(Node(4, True, Captures(FakeRedirect())), 0) is Step.CLOSE
     leaving.added_to, leaving.netns_fd = 0, -1
     assert leaving.next(node, 0) is Step.FORGET

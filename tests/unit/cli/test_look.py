@@ -146,8 +146,8 @@ def test_pods_are_sorted_and_say_why_one_is_not_verified(tmp_path: Path) -> None
     assert "failed" in lines[1]
     assert "NO" in lines[1].split()
     assert "rule outbound-v4 was removed; it is put back by itself" in lines[1]
-    wanted = ["shop/web", "captured", "yes", "yes", "shop/web-account", "3", "14"]
-    assert lines[2].split()[:7] == wanted
+    wanted = ["shop/web", "captured", "-", "yes", "yes", "shop/web-account", "3", "14"]
+    assert lines[2].split()[:8] == wanted
     assert "2026-11-23T10:00:01" in lines[2]
     assert "/run/netns/web" in lines[2]
 

@@ -7,7 +7,7 @@ use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, PerCpuArray, SockMap};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, SockMap};
 
 use super::foreign::{self, Below, Look};
 use super::layout::{
@@ -39,6 +39,8 @@ pub struct Kernel {
     /// By slot.
     pub(super) datagrams: PerCpuArray<MapData, DatagramsWords>,
     pub(super) questions: HashMap<MapData, QuestionKeyWords, QuestionBytes>,
+    /// How many connections of each pod are led to its listener and not accepted yet.
+    pub(super) records: Array<MapData, u32>,
     pub(super) objects: Objects,
     pub(super) places: Places,
     /// Programs of the pods' hooks, by their place in HOOKS.
@@ -88,6 +90,9 @@ impl Kernel {
                 .try_into()
                 .map_err(|error: aya::maps::MapError| map("datagrams", &error))?,
             questions: hash(&mut opened, "questions")?,
+            records: take(&mut opened, "records")?
+                .try_into()
+                .map_err(|error: aya::maps::MapError| map("records", &error))?,
             config: config.clone(),
             objects,
             places: Places::default(),

@@ -25,6 +25,7 @@ pub(super) const FLAG_DNS: u32 = 0x1;
 pub(super) const FLAG_BYPASS_INBOUND: u32 = 0x2;
 pub(super) const FLAG_UDP_DENY: u32 = 0x4;
 pub(super) const FLAG_IPV6_OFF: u32 = 0x8;
+pub(super) const FLAG_LEAVING: u32 = 0x100;
 
 /// `struct pod`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,11 @@ impl PodValue {
 /// The slot alone, which a newer layout keeps in its place.
 pub(super) fn slot_of(pod: &PodBytes) -> u32 {
     u32::from_ne_bytes([pod[0], pod[1], pod[2], pod[3]])
+}
+
+pub(super) fn mark_leaving(pod: &mut PodBytes) {
+    let flags = u32::from_ne_bytes([pod[4], pod[5], pod[6], pod[7]]) | FLAG_LEAVING;
+    pod[4..8].copy_from_slice(&flags.to_ne_bytes());
 }
 
 pub(super) fn own_address(slot: u32, ip: IpAddr) -> OwnAddressBytes {

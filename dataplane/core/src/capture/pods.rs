@@ -6,12 +6,20 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::CaptureError;
 use super::kernel::{Kernel, map, place};
 use super::layout::{self, PodValue};
 use super::sys::{self, AttachType, Link};
 use crate::inpod::Netns;
+
+/// Longest wait for connections that were led to the listener to be accepted. Each takes a
+/// handshake over loopback; more only while nobody accepts, and then they are lost anyway.
+const ARRIVAL: Duration = Duration::from_millis(250);
+/// From the decision at connect to the record before the SYN it takes microseconds, more where the
+/// process has to wait for its turn.
+const RECORDING: Duration = Duration::from_millis(5);
 
 /// What the kernel side has to know of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +49,8 @@ struct Described {
 }
 
 impl Kernel {
-    /// Captures the pod, whatever is there; safe to repeat. Inbound first, then outbound. Where it
+    /// Captures the pod, whatever is there; safe to repeat. Outbound first: it comes with the record
+    /// that lets the data plane's own connections to the application past inbound capture. Where it
     /// fails for a pod that wasn't captured, nothing stays.
     pub fn enrol(
         &mut self,
@@ -80,15 +89,6 @@ impl Kernel {
         self.write_probe_ports(slot, &probe_ports)?;
         self.listen(slot, listener)?;
         let lookup = self.objects.lookup(slot, flags)?;
-        let (fd, inode) = (netns.as_fd(), netns.id().0);
-        let pin = self.pin(slot);
-        place(lookup.fd()?, &fd, inode, AttachType::SkLookup, &pin).map_err(|source| {
-            CaptureError::Attach {
-                program: "lookup",
-                to: "the pod's network namespace".into(),
-                source,
-            }
-        })?;
         let value = PodValue {
             slot,
             flags,
@@ -97,7 +97,16 @@ impl Kernel {
             own6: described.own.v6,
         };
         let inserted = self.pods.insert(described.cookie, value.encode(), 0);
-        inserted.map_err(|error| map("pods", &error))
+        inserted.map_err(|error| map("pods", &error))?;
+        let (fd, inode) = (netns.as_fd(), netns.id().0);
+        let pin = self.pin(slot);
+        place(lookup.fd()?, &fd, inode, AttachType::SkLookup, &pin)
+            .map_err(|source| CaptureError::Attach {
+                program: "lookup",
+                to: "the pod's network namespace".into(),
+                source,
+            })
+            .map(drop)
     }
 
     /// A pod that is captured already gets the listener of this data plane, before anything else is
@@ -169,9 +178,28 @@ impl Kernel {
     pub fn release(&mut self, netns: &Netns) -> Result<(), CaptureError> {
         let cookie = cookie(netns)?;
         if let Some(slot) = self.slot(cookie) {
+            self.let_arrive(cookie, slot)?;
             self.withdraw(cookie, slot);
         }
         Ok(())
+    }
+
+    /// What was dialled and led to the listener already is accepted with its destination, while
+    /// nothing new is led there.
+    fn let_arrive(&mut self, cookie: u64, slot: u32) -> Result<(), CaptureError> {
+        let failed = |error: aya::maps::MapError| map("pods", &error);
+        let mut value = self.pods.get(&cookie, 0).map_err(failed)?;
+        layout::mark_leaving(&mut value);
+        self.pods.insert(cookie, value, 0).map_err(failed)?;
+        let until = Instant::now() + ARRIVAL;
+        loop {
+            // Also of one that was led there a moment ago and isn't on record yet.
+            std::thread::sleep(RECORDING);
+            let waiting = self.records.get(&slot, 0).is_ok_and(|count| count > 0);
+            if !waiting || Instant::now() >= until {
+                return Ok(());
+            }
+        }
     }
 
     /// All but these.
@@ -194,13 +222,16 @@ impl Kernel {
         Some(layout::slot_of(&found))
     }
 
-    /// Outbound first: a pod is never left with connections that are led nowhere.
+    /// Inbound first: without the record of the pod, the data plane's own connections to the
+    /// application would be led back to it.
     pub(super) fn withdraw(&mut self, cookie: u64, slot: u32) {
+        let pin = self.pin(slot);
+        let _ = Link::pinned(&pin).and_then(|link| link.detach());
+        let _ = std::fs::remove_file(pin);
         let _ = self.pods.remove(&cookie);
-        let _ = std::fs::remove_file(self.pin(slot));
-        let _ = self.listeners.clear_index(&slot);
         self.forget_questions(slot);
         let _ = self.write_addresses(slot, &[]);
+        let _ = self.listeners.clear_index(&slot);
         self.withdraw_probes(slot);
         self.give_back(slot);
     }

@@ -20,6 +20,7 @@ const PROG_QUERY: libc::c_long = 16;
 const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 const QUERY_EFFECTIVE: u32 = 1;
 /// `enum bpf_prog_type` of linux/bpf.h.
@@ -195,6 +196,15 @@ impl Link {
             ..LinkAttr::default()
         };
         bpf(LINK_UPDATE, &mut attr).map(drop)
+    }
+
+    /// The program runs no more once this returns; without a pin it would some time later.
+    pub fn detach(&self) -> io::Result<()> {
+        let mut attr = LinkAttr {
+            first: raw(self.0.as_fd()),
+            ..LinkAttr::default()
+        };
+        bpf(LINK_DETACH, &mut attr).map(drop)
     }
 
     pub fn pin(&self, path: &Path) -> io::Result<()> {

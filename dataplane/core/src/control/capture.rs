@@ -17,7 +17,7 @@ use crate::wire::control as pb;
 pub(super) struct Capture {
     kernel: Mutex<Option<Kernel>>,
     /// Or why there can't be one.
-    config: Result<CaptureConfig, &'static str>,
+    config: Mutex<Result<CaptureConfig, &'static str>>,
 }
 
 impl Capture {
@@ -25,8 +25,16 @@ impl Capture {
     pub fn new(config: &Config, leaf: &str) -> Arc<Self> {
         Arc::new(Self {
             kernel: Mutex::default(),
-            config: capture_config(config, leaf),
+            config: Mutex::new(capture_config(config, leaf)),
         })
+    }
+
+    /// As a later agent has it, where there was none yet.
+    pub fn configure(&self, config: &Config, leaf: &str) {
+        let mut held = self.config.lock();
+        if held.is_err() {
+            *held = capture_config(config, leaf);
+        }
     }
 
     /// Before any socket of this process is made in a pod that may be captured already: afterwards
@@ -99,7 +107,12 @@ impl Capture {
     }
 
     pub async fn release(self: &Arc<Self>, entry: Arc<Entry>) -> Result<(), Failure> {
-        self.with(move |kernel| kernel.release(&entry.netns)).await
+        self.with(move |kernel| {
+            kernel.release(&entry.netns)?;
+            entry.netns.captured_no_more();
+            Ok(())
+        })
+        .await
     }
 
     /// The programs' exits; none while they aren't loaded, or can't be asked.
@@ -116,7 +129,7 @@ impl Capture {
     pub async fn release_others(self: &Arc<Self>, wanted: Vec<Arc<Entry>>) -> Result<(), Failure> {
         let unused = self.kernel.lock().is_none();
         let left_behind = |config: &CaptureConfig| Kernel::left_behind(config);
-        if unused && !self.config.as_ref().is_ok_and(left_behind) {
+        if unused && !self.config.lock().as_ref().is_ok_and(left_behind) {
             return Ok(());
         }
         self.with(move |kernel| {
@@ -156,7 +169,8 @@ impl Capture {
     ) -> Result<T, Failure> {
         let it = self.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let config = it.config.clone().map_err(|why| Failure::invalid("", why))?;
+            let config = it.config.lock().clone();
+            let config = config.map_err(|why| Failure::invalid("", why))?;
             let mut held = it.kernel.lock();
             let kernel = match &mut *held {
                 Some(kernel) => kernel,

@@ -93,7 +93,9 @@ impl Instance {
             (Some(_), None) => Ok(()),
             (Some(node), Some(raw)) => {
                 let wanted = Config::parse(&raw).map_err(bad)?;
-                node.shared.config.same_instance(&wanted).map_err(bad)
+                node.shared.config.same_instance(&wanted).map_err(bad)?;
+                node.pods.capture.configure(&wanted, &self.cgroup);
+                Ok(())
             }
             (None, raw) => {
                 let raw = raw.unwrap_or_default();

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use rustix::fs::{Mode, OFlags};
@@ -18,8 +19,9 @@ use crate::config::Config;
 pub struct Netns {
     fd: OwnedFd,
     id: (u64, u64),
-    /// While capture is by eBPF.
-    captured: ArcSwapOption<OwnAddresses>,
+    /// Of one that is, or was, captured by eBPF.
+    own: ArcSwapOption<OwnAddresses>,
+    captured: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,8 @@ impl Netns {
         Ok(Self {
             fd,
             id: (stat.st_ino, stat.st_dev),
-            captured: ArcSwapOption::empty(),
+            own: ArcSwapOption::empty(),
+            captured: AtomicBool::new(false),
         })
     }
 
@@ -82,12 +85,18 @@ impl Netns {
 /// Capture by eBPF leads connections over loopback instead of translating addresses.
 impl Netns {
     pub fn captured_as(&self, own: OwnAddresses) {
-        self.captured.store(Some(own.into()));
+        self.own.store(Some(own.into()));
+        self.captured.store(true, Ordering::Relaxed);
+    }
+
+    /// What was led over loopback until now is known by its own addresses still.
+    pub fn captured_no_more(&self) {
+        self.captured.store(false, Ordering::Relaxed);
     }
 
     /// The client as everybody else would see it, where it dialled and was led over loopback.
     pub fn as_seen(&self, peer: SocketAddr) -> SocketAddr {
-        let own = match self.captured.load_full() {
+        let own = match self.own.load_full() {
             Some(own) if peer.ip().is_loopback() => own,
             _ => return peer,
         };
@@ -98,7 +107,7 @@ impl Netns {
     /// SO_MARK of connections to the application that carry the client's address: what leads the
     /// answers back. nftables marks them itself, by the data plane's own mark.
     pub(super) fn reply_mark(&self, config: &Config) -> u32 {
-        match self.captured.load().is_some() {
+        match self.captured.load(Ordering::Relaxed) {
             true => REPLY_MARK,
             false => config.mark,
         }
