@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * cgroup/sock_create on the pods' cgroup: sockets of protocols whose connections no hook sees
- * (UDP-Lite, SCTP, DCCP) count as unprotected flows, or aren't made at all.
+ * (UDP-Lite, SCTP, DCCP) count as unprotected flows, or aren't made at all. Raw ones, which
+ * CAP_NET_RAW gives, are marked for what they send (egress.c).
  */
 #include "include/flows.h"
+#include "include/raw.h"
 #include "include/refusals.h"
 
 static __always_inline int seen_later(__u32 type, __u32 protocol)
@@ -15,9 +17,16 @@ static __always_inline int seen_later(__u32 type, __u32 protocol)
 	case IPPROTO_UDP:
 		return 1;
 	}
-	/* Raw sockets are what NET_RAW gives; they carry no application's datagrams. */
 	return is_ping(protocol) || (type != SOCK_DGRAM && type != SOCK_STREAM &&
 				     type != SOCK_SEQPACKET);
+}
+
+static __always_inline int refused_unmarked(const struct bpf_sock *sk, __u64 cookie)
+{
+	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
+
+	count(REASON_NO_STORAGE);
+	return pod ? refused_socket(sk, pod, REASON_NO_STORAGE) : DENY;
 }
 
 SEC("cgroup/sock_create")
@@ -26,9 +35,15 @@ int sock_create(struct bpf_sock *sk)
 	__u64 cookie;
 	struct pod *pod;
 
-	if ((sk->family != AF_INET && sk->family != AF_INET6) || seen_later(sk->type, sk->protocol))
+	if (sk->family != AF_INET && sk->family != AF_INET6)
 		return ALLOW;
 	cookie = bpf_get_netns_cookie(sk);
+	if (sk->type == SOCK_RAW)
+		return bpf_sk_storage_get(&raw_sockets, sk, &cookie, BPF_SK_STORAGE_GET_F_CREATE) ?
+			       ALLOW :
+			       refused_unmarked(sk, cookie);
+	if (seen_later(sk->type, sk->protocol))
+		return ALLOW;
 	pod = bpf_map_lookup_elem(&pods, &cookie);
 	if (!pod)
 		return ALLOW;

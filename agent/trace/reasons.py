@@ -47,6 +47,7 @@ NUMBERED = {
     ),
     43: ("no_pod", "deny: enrolled, but not described; no program says so any more"),
     44: ("loopback_leak", "deny: led to loopback, and would leave by another device"),
+    45: ("raw_socket", "deny: TCP of a raw socket, which would leave past the mesh"),
 }
 
 

@@ -32,6 +32,7 @@ enum reason {
 	REASON_UNKNOWN_DESTINATION = 42, /* deny: no destination on record, as of what dials the proxy's own port */
 	REASON_NO_POD = 43, /* deny: enrolled, but not described; no program says so any more */
 	REASON_LOOPBACK_LEAK = 44, /* deny: led to loopback, and would leave by another device */
+	REASON_RAW_SOCKET = 45, /* deny: TCP of a raw socket, which would leave past the mesh */
 	REASONS = 64,
 };
 

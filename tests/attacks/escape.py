@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.attacks.handmade import SYN, Ends, Segment, own_address, packet
+from tests.attacks.handmade import (
+    SYN,
+    Ends,
+    Segment,
+    own_address,
+    packet,
+    packet_v4,
+    packet_v6,
+    tcp,
+)
 from tests.attacks.talk import (
     attempt,
     call,
@@ -106,9 +116,62 @@ def packet_socket(host: str, port: int, marker: str, _: str) -> None:
 
 
 def raw_socket(host: str, port: int, marker: str, _: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        sock.sendto(_syn(host, port), (host, 0))
-    report("sent")
+    syn = _segment(host, port, marker)
+    _raw("header of its own", socket.IPPROTO_RAW, host, packet(syn))
+    _raw("the kernel's header", socket.IPPROTO_TCP, host, tcp(syn))
+
+
+def raw_icmp_socket(host: str, port: int, marker: str, _: str) -> None:
+    """One that may write its header, and another protocol into it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+        syn = packet(_segment(host, port, marker))
+        _try("sent", lambda: sock.sendto(syn, (host, 0)))
+
+
+def raw_fragment(host: str, port: int, marker: str, _: str) -> None:
+    syn = _segment(host, port, marker)
+    whole, cut = tcp(syn), 16
+    first = packet_v4(syn.ends, whole[:cut], more=True)
+    _raw("first", socket.IPPROTO_RAW, host, first)
+    _raw("second", socket.IPPROTO_RAW, host, packet_v4(syn.ends, whole[cut:], offset=cut))
+
+
+def raw_v6(_: str, port: int, marker: str, host: str) -> None:
+    syn = _segment(host, port, marker)
+    _raw("header of its own", socket.IPPROTO_RAW, host, packet_v6(syn))
+    _raw("the kernel's header", socket.IPPROTO_TCP, host, tcp(syn))
+
+
+def raw_v6_extensions(_: str, port: int, marker: str, host: str) -> None:
+    """Numbers by RFC 8200 section 4: 0 hop by hop, 44 fragment, 60 destination options."""
+    syn, padding = _segment(host, port, marker), b"\x00\x01\x04\x00\x00\x00\x00"
+    whole, first, later = (b"\x00" + struct.pack("!HI", place, 7) for place in (0, 1, 8 << 3))
+    chains = {
+        "options": ((60, padding),),
+        "long options": ((60, b"\x02\x01\x14" + bytes(20)),),
+        "all kinds": ((0, padding), (60, padding), (44, whole), (60, padding)),
+        "first fragment": ((44, first),),
+        "later fragment": ((44, later),),
+        "more than anybody needs": ((60, padding),) * 12,
+    }
+    for name, chain in chains.items():
+        _raw(name, socket.IPPROTO_RAW, host, packet_v6(syn, *chain))
+
+
+def ping(host: str, port: int, marker: str, host6: str) -> None:
+    """As a tool would that has a raw socket for it."""
+    for address, protocol, kind in ((host, 1, 8), (host6, 58, 128)):
+        family = socket.AF_INET if address == host else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
+            sock.settimeout(5)
+            sock.connect((address, 0))
+            echo = struct.pack("!BBHHH", kind, 0, 0, 4711, 1)
+            # IPv6's checksum is the kernel's to make.
+            checksum = ~(kind << 8 | 0) - 4711 - 1 & 0xFFFF if protocol == 1 else 0
+            sock.send(echo[:2] + struct.pack("!H", checksum) + echo[4:])
+            answer = sock.recv(1 << 16)
+            report(f"answer by ICMP {protocol}", bytes=len(answer))
 
 
 def datagram(host: str, port: int, marker: str, _: str) -> None:
@@ -174,8 +237,17 @@ def _try(name: str, step: Callable[[], object]) -> None:
 
 
 def _syn(host: str, port: int) -> bytes:
-    ends = Ends(own_address(host), 34_567, host, port)
-    return packet(Segment(ends, SYN, 1000, 0, b""))
+    return packet(_segment(host, port, ""))
+
+
+def _segment(host: str, port: int, marker: str) -> Segment:
+    return Segment(Ends(own_address(host), 34_567, host, port), SYN, 1000, 0, marker.encode())
+
+
+def _raw(name: str, protocol: int, host: str, data: bytes) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
+        _try(name, lambda: sock.sendto(data, (host, 0)))
 
 
 def _neighbour(address: str) -> bytes:
@@ -216,6 +288,11 @@ CASES: dict[str, Callable[[str, int, str, str], None]] = {
     "move_link": move_link,
     "packet_socket": packet_socket,
     "raw_socket": raw_socket,
+    "raw_icmp_socket": raw_icmp_socket,
+    "raw_fragment": raw_fragment,
+    "raw_v6": raw_v6,
+    "raw_v6_extensions": raw_v6_extensions,
+    "ping": ping,
     "datagram": datagram,
     "user_namespace": user_namespace,
     "enter_namespace": enter_namespace,

@@ -31,10 +31,12 @@ class Segment(NamedTuple):
     payload: bytes
 
 
-def packet(segment: Segment) -> bytes:
-    """An IPv4 packet with right checksums."""
+def tcp(segment: Segment) -> bytes:
+    """With the right checksum."""
     ends = segment.ends
-    source, destination = socket.inet_aton(ends.source), socket.inet_aton(ends.destination)
+    addresses = b"".join(
+        socket.inet_pton(family(end), end) for end in (ends.source, ends.destination)
+    )
     head = struct.pack(
         "!HHIIBBHHH",
         ends.source_port,
@@ -48,12 +50,34 @@ def packet(segment: Segment) -> bytes:
         0,
     )
     body = head + segment.payload
-    pseudo = source + destination + struct.pack("!BBH", 0, TCP, len(body))
-    body = body[:16] + struct.pack("!H", _checksum(pseudo + body)) + body[18:]
+    # The rest of the pseudo header adds up to the same for both families (RFC 8200 section 8.1).
+    pseudo = addresses + struct.pack("!BBH", 0, TCP, len(body))
+    return body[:16] + struct.pack("!H", _checksum(pseudo + body)) + body[18:]
+
+
+def packet(segment: Segment) -> bytes:
+    """Over IPv4, with right checksums."""
+    return packet_v4(segment.ends, tcp(segment))
+
+
+def packet_v4(ends: Ends, body: bytes, *, offset: int = 0, more: bool = False) -> bytes:
+    """Of TCP; `offset` in bytes, of a fragment that `more` follow."""
+    source, destination = socket.inet_aton(ends.source), socket.inet_aton(ends.destination)
+    place = offset // 8 | more << 13
     ip = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, 64, TCP, 0, source, destination
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, place, 64, TCP, 0, source, destination
     )
     return ip[:10] + struct.pack("!H", _checksum(ip)) + ip[12:] + body
+
+
+def packet_v6(segment: Segment, *extensions: tuple[int, bytes]) -> bytes:
+    """Behind extension headers: their numbers, and what they hold but for the next one's."""
+    body, following = tcp(segment), TCP
+    for number, rest in reversed(extensions):
+        body, following = bytes([following]) + rest + body, number
+    ends = segment.ends
+    addresses = (socket.inet_pton(socket.AF_INET6, end) for end in (ends.source, ends.destination))
+    return struct.pack("!IHBB16s16s", 6 << 28, len(body), following, 64, *addresses) + body
 
 
 def parse(data: bytes) -> Segment | None:

@@ -62,9 +62,13 @@ ATTEMPTS = [
     Attempt("move_link", "raw", [CARRIED], [CARRIED], argument="node's pid"),
     Attempt("user_namespace", "raw", [CARRIED], [CARRIED]),
     Attempt("enter_namespace", "raw", [CARRIED], [CARRIED], argument="node's namespace"),
-    # A raw socket's packets pass the output hook, where rules catch them; no hook of cgroups
-    # sees them. A packet socket's pass neither. Open in both modes, as is UDP other than DNS.
-    Attempt("raw_socket", "raw", [REFUSED], [PAST]),
+    # A raw socket's packets pass the output hook, where rules catch them, and the cgroup's. A
+    # packet socket's pass neither. Open in both modes, as is UDP other than DNS.
+    Attempt("raw_socket", "raw", [REFUSED], [REFUSED]),
+    Attempt("raw_icmp_socket", "raw", [REFUSED], [REFUSED]),
+    Attempt("raw_fragment", "raw", [REFUSED], [REFUSED]),
+    Attempt("raw_v6", "raw", [REFUSED], [REFUSED], argument="db by IPv6"),
+    Attempt("raw_v6_extensions", "raw", [REFUSED], [REFUSED], argument="db by IPv6"),
     Attempt("packet_socket", "raw", [PAST], [PAST]),
     Attempt("datagram", "raw", [PAST], [PAST]),
     # The pod's rules are the pod's to change with NET_ADMIN, ours among them; upstream's too.
@@ -92,6 +96,7 @@ async def test_escape_ends_as_the_table_says(
         "": "",
         "node's pid": mesh.processes[node.name].pid,
         "node's namespace": node.path,
+        "db by IPv6": shop.db.sandbox.ipv6,
     }
     async with AsyncExitStack() as ruins:
         if attempt.rights == "raw":
@@ -131,6 +136,11 @@ async def test_a_pod_that_may_write_the_hosts_cgroups_is_as_mighty_as_the_data_p
     async with intruder(mesh, shop) as pod:
         seen = await attacked(mesh, shop, pod, "move_cgroup", leaf, NET_RAW)
         assert seen.outcome == PAST, seen
+
+
+async def test_raw_sockets_ping(mesh: Mesh, shop: Shop, guest: Pod) -> None:
+    seen = await attacked(mesh, shop, guest, "ping", shop.db.sandbox.ipv6, NET_RAW)
+    assert [one.name for one in seen.said] == ["answer by ICMP 1", "answer by ICMP 58"]
 
 
 async def test_flushed_rules_are_missed_and_put_back(mesh: Mesh, shop: Shop, capture: str) -> None:

@@ -145,6 +145,32 @@ async def test_datagrams_are_told_by_what_refused_them(mesh: Mesh, shop: Shop) -
     assert (made["source"], made["destination"], made["pid"]) == (own, "", os.getpid())
 
 
+@pytest.mark.parametrize(
+    ("protocol", "name", "reason"),
+    [(socket.IPPROTO_TCP, "tcp", "raw_socket"), (socket.IPPROTO_UDP, "udp", "udp_denied")],
+)
+async def test_what_a_raw_socket_may_not_send_is_told(
+    mesh: Mesh, shop: Shop, protocol: int, name: str, reason: str
+) -> None:
+    ends = [
+        (shop.web.sandbox.ipv4, shop.db.sandbox.ipv4, socket.AF_INET),
+        (shop.web.sandbox.ipv6, shop.db.sandbox.ipv6, socket.AF_INET6),
+    ]
+
+    def send(family: socket.AddressFamily, where: str) -> None:
+        made = socket.socket(family, socket.SOCK_RAW, protocol)
+        with made, pytest.raises(PermissionError):
+            made.sendto(bytes(20), (where, 0))
+
+    async with Trace(mesh, "drops", "--pod", "web") as trace:
+        await trace.ready()
+        for source, where, family in ends:
+            inside(shop.web.sandbox.namespace, lambda f=family, w=where: send(f, w))  # type: ignore[misc]
+            row = await trace.row(event="refused", reason=reason, source=source)
+            assert (row["protocol"], row["direction"]) == (name, "outbound")
+            assert where in row["destination"]
+
+
 async def test_a_connection_to_the_proxys_own_port_is_told(mesh: Mesh, shop: Shop) -> None:
     def straight() -> bytes:
         with socket.create_connection(("127.0.0.1", 15001), 5) as made:

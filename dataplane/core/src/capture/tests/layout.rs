@@ -32,12 +32,13 @@ const SHARED: [(&str, usize, usize); 9] = [
     ("reasons", 4, 8),
 ];
 /// The programs' own.
-const PRIVATE: [&str; 7] = [
+const PRIVATE: [&str; 8] = [
     "accepted",
     "dialled",
     "flows",
     "originals",
     "probing",
+    "raw_sockets",
     "records",
     "relays",
 ];
