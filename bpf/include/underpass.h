@@ -3,6 +3,10 @@
  * What the programs share: the maps, and the layouts that the data plane knows too (its file
  * capture/layout.rs; a test compares both by BTF). Addresses are 16 bytes in network order, IPv4 as
  * ::ffff:a.b.c.d; ports are in host order.
+ *
+ * Another version finds these maps pinned, and renews those whose sizes differ (capture/renewal.rs):
+ * values grow at their end, and a map whose entries mean something else at the same size needs
+ * another name. Slot and flags stay the beginning of struct pod.
  */
 #ifndef UNDERPASS_H
 #define UNDERPASS_H

@@ -17,7 +17,9 @@ from agent.cli.demo.clients import Conversation, Load, refused
 from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE
 from agent.cli.demo.story import greets, progress
 from agent.cli.demo.wiretap import Wiretap
+from agent.cli.demo.world import BPF_FOLDER
 from tests.netns.test_lifecycle import dataplane_pid
+from tests.support.older_maps import lay_out, layout
 from tests.support.operator import ask
 from tests.support.vitals import Vitals, counted
 
@@ -60,6 +62,32 @@ async def test_time_without_a_data_plane_is_measured_and_told(mesh: Mesh, shop: 
     assert await counted(node, "underpass_agent_dataplane_losses_total") == losses + 1
     assert await counted(node, "underpass_agent_without_service_seconds_total") > 0
     await vitals.recovered(mesh)
+
+
+@pytest.mark.modes("ebpf")
+async def test_maps_of_another_version_are_renewed_and_nothing_leaves_bare(
+    mesh: Mesh, shop: Shop
+) -> None:
+    node = shop.web.sandbox.node
+    maps = BPF_FOLDER / node.name / "maps"
+    present = layout(maps / "pods")
+    assert await greets(shop.web, shop.db)
+    with Wiretap(node.namespace, "wire", b"marker-5d20") as tap:
+        lay_out(maps / "pods", value_size=present.value_size - 16)
+        os.kill(await dataplane_pid(mesh, node), signal.SIGKILL)
+        assert await refused(shop.web, shop.db.sandbox.ipv4, ECHO_PORT)
+        await mesh.until("web is served", lambda: greets(shop.web, shop.db), node.name)
+        await mesh.settled()
+        # In: by the program that was renewed in the pod's namespace.
+        assert await greets(shop.web, shop.cart)
+    assert tap.ports[15008] > 0
+    assert ECHO_PORT not in tap.ports
+    assert layout(maps / "pods") == present
+    assert sorted(path.name for path in maps.parent.iterdir()) == ["links", "maps", "pods"]
+    lines = mesh.log(node.name).read_text().splitlines()
+    (line,) = [line for line in lines if "map of another layout: carried over" in line]
+    assert "pods" in line
+    assert f"value {present.value_size}," in line
 
 
 async def test_a_whole_node_and_the_control_plane_killed_at_once_come_back(

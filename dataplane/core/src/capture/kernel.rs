@@ -14,10 +14,11 @@ use super::layout::{
     DatagramsWords, OwnAddressBytes, PodBytes, ProbePortBytes, QuestionBytes, QuestionKeyWords,
     TupleBytes,
 };
-use super::objects::{HOOKS, Hook, Objects, Place};
+use super::objects::{HOOKS, Objects, Place};
 use super::places::Places;
 use super::probes::{Claims, Hooked};
 use super::reasons::{REASONS, Reason};
+use super::renewal;
 use super::sys::{self, AttachType, Link};
 use super::{CaptureConfig, CaptureError};
 
@@ -70,7 +71,8 @@ impl Kernel {
         for folder in ["maps", "links", "pods"] {
             make_folder(&config.folder.join(folder))?;
         }
-        let mut objects = Objects::new(&config.folder.join("maps"), &config.ports);
+        let maps = renewal::prepare(&config.folder)?;
+        let mut objects = Objects::new(&config.folder.join(maps), &config.ports);
         let mut opened = objects.open_maps()?;
         let mut kernel = Self {
             pods: hash(&mut opened, "pods")?,
@@ -101,32 +103,50 @@ impl Kernel {
         };
         kernel.sweep_exempt()?;
         kernel.exempt_self()?;
-        let pods = open(&config.pods_cgroup)?;
-        let dataplanes = open(&config.dataplanes_cgroup)?;
-        for hook in &HOOKS {
-            let (cgroup, path) = match hook.place {
-                Place::Pods => (&pods, &config.pods_cgroup),
-                Place::DataPlanes => (&dataplanes, &config.dataplanes_cgroup),
-            };
-            let id = kernel.attach(hook, cgroup, path)?;
-            kernel.programs.push(id);
-        }
+        kernel.attach(maps == "maps-new")?;
         kernel.sweep_places();
         kernel.claims = kernel.probe_ports.iter().filter_map(Result::ok).collect();
         kernel.follow_kubelet();
         Ok(kernel)
     }
 
-    /// The id of the program that runs from here on.
-    fn attach(&mut self, hook: &Hook, cgroup: &File, path: &Path) -> Result<u32, CaptureError> {
-        let loaded = self.objects.hook(hook)?;
-        let pin = self.config.folder.join("links").join(hook.program);
-        let target = cgroup_id(cgroup, path)?;
-        place(loaded.fd()?, cgroup, target, hook.at, &pin).map_err(|source| CaptureError::Attach {
-            program: hook.program,
-            to: path.display().to_string(),
-            source,
-        })
+    /// All programs are in the kernel before the first one is attached: they change within
+    /// microseconds, and all or, where one is refused, none.
+    fn attach(&mut self, renewed: bool) -> Result<(), CaptureError> {
+        let mut loaded = Vec::new();
+        for hook in &HOOKS {
+            let program = self.objects.hook(hook)?.fd()?.try_clone_to_owned();
+            let failed = |error: io::Error| CaptureError::Program(hook.program, error.to_string());
+            loaded.push(program.map_err(failed)?);
+        }
+        let lookups = match renewed {
+            true => self.load_lookups()?,
+            false => Vec::new(),
+        };
+        let pods = open(&self.config.pods_cgroup)?;
+        let dataplanes = open(&self.config.dataplanes_cgroup)?;
+        for (hook, program) in HOOKS.iter().zip(&loaded) {
+            let (cgroup, path) = match hook.place {
+                Place::Pods => (&pods, &self.config.pods_cgroup),
+                Place::DataPlanes => (&dataplanes, &self.config.dataplanes_cgroup),
+            };
+            let pin = self.config.folder.join("links").join(hook.program);
+            let target = cgroup_id(cgroup, path)?;
+            let placed = place(program.as_fd(), cgroup, target, hook.at, &pin);
+            self.programs
+                .push(placed.map_err(|source| CaptureError::Attach {
+                    program: hook.program,
+                    to: path.display().to_string(),
+                    source,
+                })?);
+        }
+        if renewed {
+            self.renew_lookups(&lookups);
+            renewal::swap(&self.config.folder)?;
+            // Later programs find the maps where they are now.
+            self.objects = Objects::new(&self.config.folder.join("maps"), &self.config.ports);
+        }
+        Ok(())
     }
 
     /// What is wrong with the hooks for the sockets of `cgroup`, in words.
@@ -261,7 +281,7 @@ pub(super) fn open(path: &Path) -> Result<File, CaptureError> {
     File::open(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
 }
 
-fn make_folder(path: &Path) -> Result<(), CaptureError> {
+pub(super) fn make_folder(path: &Path) -> Result<(), CaptureError> {
     std::fs::create_dir_all(path).map_err(|error| CaptureError::Path(path.to_owned(), error))
 }
 
@@ -290,7 +310,7 @@ pub(super) fn missing_bpffs(folder: &Path) -> io::Result<Option<&Path>> {
 }
 
 /// What is pinned detaches, unless somebody holds a descriptor of it.
-fn remove_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -49,7 +49,7 @@ impl PodValue {
     }
 }
 
-/// The slot alone, which a newer layout keeps in its place.
+/// Slot and flags alone, which a newer layout keeps in their places.
 pub(super) fn slot_of(pod: &PodBytes) -> u32 {
     u32::from_ne_bytes([pod[0], pod[1], pod[2], pod[3]])
 }
@@ -57,6 +57,11 @@ pub(super) fn slot_of(pod: &PodBytes) -> u32 {
 pub(super) fn mark_leaving(pod: &mut PodBytes) {
     let flags = u32::from_ne_bytes([pod[4], pod[5], pod[6], pod[7]]) | FLAG_LEAVING;
     pod[4..8].copy_from_slice(&flags.to_ne_bytes());
+}
+
+/// Those that a program can be loaded with: a newer version may have others.
+pub(super) fn flags_of(pod: &PodBytes) -> u32 {
+    u32::from_ne_bytes([pod[4], pod[5], pod[6], pod[7]]) & (MAX_PODS - 1)
 }
 
 pub(super) fn own_address(slot: u32, ip: IpAddr) -> OwnAddressBytes {

@@ -14,6 +14,7 @@ mod pods;
 pub mod probe;
 mod probes;
 mod reasons;
+mod renewal;
 mod sys;
 
 #[cfg(test)]

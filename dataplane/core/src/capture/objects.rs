@@ -176,6 +176,15 @@ impl Objects {
     }
 }
 
+/// This version's maps, pinned there where they aren't yet.
+pub(super) fn make_maps(folder: &Path) -> Result<(), CaptureError> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader.default_map_pin_directory(folder);
+    let made = loader.load(LOOKUP).map(drop);
+    made.map_err(|error| CaptureError::Program("maps", text(&error)))
+}
+
 impl Loaded {
     #[cfg(test)]
     pub fn info(&self) -> aya::programs::ProgramInfo {

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+pub(super) mod maps;
+
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const PROG_GET_NEXT_ID: libc::c_long = 11;
@@ -218,12 +220,7 @@ impl Link {
     }
 
     pub fn pinned(path: &Path) -> io::Result<Self> {
-        let path = c_path(path)?;
-        let mut attr = PathAttr {
-            path: path.as_ptr() as u64,
-            ..PathAttr::default()
-        };
-        Ok(Self(descriptor(bpf(OBJ_GET, &mut attr)?)))
+        object(path).map(Self)
     }
 
     pub fn info(&self) -> io::Result<LinkInfo> {
@@ -442,6 +439,16 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
         -1 => Err(io::Error::last_os_error()),
         value => Ok(value),
     }
+}
+
+/// What is pinned there.
+fn object(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        ..PathAttr::default()
+    };
+    Ok(descriptor(bpf(OBJ_GET, &mut attr)?))
 }
 
 fn descriptor(value: libc::c_long) -> OwnedFd {

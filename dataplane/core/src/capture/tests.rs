@@ -5,6 +5,7 @@ mod btf;
 mod layout;
 mod lookup;
 mod programs;
+mod renewal;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
