@@ -46,6 +46,11 @@ fn lay_out(node: &Node, map: &str, change: fn(&mut Layout)) {
     other.pin(&path).unwrap();
 }
 
+fn records(node: &Node) -> Array<MapData, u32> {
+    let map = MapData::from_pin(pinned(node, "records")).unwrap();
+    Array::try_from(Map::Array(map)).unwrap()
+}
+
 /// As the next process does, which knows only what is pinned.
 fn reopen(node: &mut Node) -> Result<(), CaptureError> {
     node.kernel = None;
@@ -148,14 +153,25 @@ async fn records_of_connections_and_their_numbers_begin_anew_together() {
     let mut node = Node::new();
     node.enrol();
     lay_out(&node, "originals", |originals| originals.max_entries /= 2);
-    let records = |node: &Node| {
-        let map = MapData::from_pin(pinned(node, "records")).unwrap();
-        Array::<_, u32>::try_from(Map::Array(map)).unwrap()
-    };
     // As many as the pod may have: with entries that nobody knows of it would be refused for good.
     records(&node).set(0, 100, 0).unwrap();
     reopen(&mut node).unwrap();
     assert_eq!(records(&node).get(&0, 0).unwrap(), 0);
+    captures(&mut node).await;
+}
+
+#[tokio::test]
+async fn maps_that_fit_are_kept_as_they_are() {
+    let mut node = Node::new();
+    node.enrol();
+    // In a place that no pod has.
+    records(&node).set(7, 3, 0).unwrap();
+    reopen(&mut node).unwrap();
+    assert_eq!(records(&node).get(&7, 0).unwrap(), 3);
+    // Nor is it made anew with another.
+    lay_out(&node, "reasons", |reasons| reasons.max_entries -= 1);
+    reopen(&mut node).unwrap();
+    assert_eq!(records(&node).get(&7, 0).unwrap(), 3);
     captures(&mut node).await;
 }
 
