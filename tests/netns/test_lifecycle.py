@@ -22,6 +22,7 @@ from agent.cli.demo.shop import ECHO_PORT, HTTP_PORT, NAMESPACE, serve_echo
 from agent.cli.demo.story import answers, greets, progress
 from agent.cli.demo.wiretap import Wiretap
 from agent.cli.demo.world import BPF_FOLDER
+from tests.support.older_maps import lay_out, layout
 
 if TYPE_CHECKING:
     from agent.cli.demo.mesh import Mesh
@@ -97,8 +98,8 @@ async def test_killed_dataplane_never_fails_open_and_comes_back(mesh: Mesh, shop
     assert "seconds_without_service=" in log
 
 
-async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop, capture: str) -> None:
-    node = mesh.world.nodes[1]
+async def replace_dataplane(mesh: Mesh, shop: Shop, node: Node) -> None:
+    """Under load, of which nothing fails."""
     before = await dataplane_pid(mesh, node)
     async with (
         Conversation(shop.web, shop.db.sandbox.ipv4, ECHO_PORT) as talk,
@@ -116,6 +117,24 @@ async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop, captu
         await progress(load, 20)
     assert load.failures == []
     await mesh.settled()
+
+
+@pytest.mark.modes("ebpf")
+async def test_replaced_dataplane_whose_maps_differ_fails_no_request(
+    mesh: Mesh, shop: Shop
+) -> None:
+    for node in mesh.world.nodes:
+        maps = BPF_FOLDER / node.name / "maps"
+        present = layout(maps / "pods")
+        lay_out(maps / "pods", value_size=present.value_size + 16)
+        await replace_dataplane(mesh, shop, node)
+        assert layout(maps / "pods") == present
+        assert "map of another layout: carried over" in mesh.log(node.name).read_text()
+
+
+async def test_replaced_dataplane_fails_no_request(mesh: Mesh, shop: Shop, capture: str) -> None:
+    node = mesh.world.nodes[1]
+    await replace_dataplane(mesh, shop, node)
     # One exempt cgroup again: the old leaf is gone from every pod's rules.
     if capture == "nftables":
         assert rules_of(shop.api.sandbox.namespace).count("socket cgroupv2") > 0
