@@ -46,6 +46,8 @@ class PodView:
     udp_unprotected: int = 0
     # Raw and packet sockets, whose packets can't be captured.
     raw_sockets: int = 0
+    # Likewise: interfaces by which others send through it, past the mesh.
+    forwards: tuple[str, ...] = ()
     # By traffic: proved, not proved, unknown; "" while none was tried, or it isn't ours to prove.
     proof: str = ""
     # Why it isn't proved.

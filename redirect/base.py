@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 # (facts istio-ambient 3.1). Links of the node only; never routed.
 PROBE_ADDRESS_V4 = IPv4Address("169.254.7.127")
 PROBE_ADDRESS_V6 = IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
+
+
+# Of an interface that rules name: fifteen bytes, no quote, blank, slash, nor nft's wildcard.
+INTERFACE = re.compile(r'[^\s"/*]{1,15}')
 
 
 class RedirectError(Exception):

@@ -47,7 +47,17 @@ def entering(target: Target) -> Iterator[str]:
     yield f'counter name "{REFUSED}" reject with icmpx port-unreachable comment "refused-in"'
 
 
-def entry(device: str, chain: str) -> str:
-    """For a hook: `device` is `iifname` or `oifname`."""
+def passed_on(target: Target) -> Iterator[str]:
+    """Of virtual machines; their DNS isn't captured."""
+    if not target.udp_deny:
+        yield f'{_FIRST} counter name "{UNPROTECTED}" comment "unprotected-through"'
+        return
+    yield f'udp dport 53 {_FIRST} counter name "{UNPROTECTED}" comment "unprotected-dns-through"'
+    yield 'udp dport 53 counter accept comment "dns-through"'
+    yield f'counter name "{REFUSED}" reject with icmpx port-unreachable comment "refused-through"'
+
+
+def entry(devices: str, chain: str) -> str:
+    """For a hook: `devices` is a match."""
     protocols = "meta l4proto { udp, dccp, sctp, udplite }"
-    return f'{device} != "lo" {protocols} counter jump {chain} comment "{chain}"'
+    return f'{devices} {protocols} counter jump {chain} comment "{chain}"'

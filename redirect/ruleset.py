@@ -1,17 +1,17 @@
 """The nftables rules of one pod, as text (facts istio-ambient 3.3, and what differs from them).
 
-Differences, each of them narrower than upstream: the data plane is exempt by cgroup and mark; a
-reply is known by its connection mark, not by a packet mark that a process could set itself; the
-chain `refuse` turns away TCP that leaves the pod although no rule redirected it.
+Differences, each of them narrower than upstream: inbound capture takes what is addressed to the
+pod, not what it forwards; the data plane is exempt by cgroup and mark; a reply is known by its
+connection mark, not by a packet mark that a process could set itself; the chain `refuse` turns away
+TCP that leaves the pod although no rule redirected it.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from redirect import datagram_rules
-from redirect.base import NotRetryable
+from redirect.base import INTERFACE, NotRetryable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,9 +27,6 @@ MARK_MASK = 0xFFF
 REPLY_MARK = 0x111
 # Replies of a local DNS resolver must not meet the connection of the captured query.
 DNS_ZONE = 1
-
-# An interface name that stands in quotes: no quote, blank, slash, nor nft's wildcard at the end.
-_INTERFACE = re.compile(r'[^\s"/*]{1,15}')
 
 _SYN = "tcp flags & (fin | syn | rst | ack) == syn"
 
@@ -57,6 +54,11 @@ def render(config: CaptureConfig, target: Target, exempt: Sequence[CgroupMatch])
     chains.append(
         _chain("filter_input", "filter hook input priority 0", _check_inbound(config, target))
     )
+    if target.virtual_interfaces:
+        chains.append(_chain("udp_passed_on", None, datagram_rules.passed_on(target)))
+        chains.append(
+            _chain("filter_forward", "filter hook forward priority 0", _check_passed_on(target))
+        )
     if dns is not None:
         chains.append(
             _chain("raw_prerouting", "filter hook prerouting priority -300", _dns_answers(config))
@@ -135,7 +137,7 @@ def _restore() -> Iterator[str]:
 
 def _inbound(config: CaptureConfig, target: Target) -> Iterator[str]:
     for interface in target.virtual_interfaces:
-        if interface == "lo" or not _INTERFACE.fullmatch(interface):
+        if interface == "lo" or not INTERFACE.fullmatch(interface):
             raise NotRetryable(f"{target.name}: {interface!r} can't be a virtual interface")
         yield _rule(
             f'iifname "{interface}" meta l4proto tcp',
@@ -152,8 +154,9 @@ def _inbound(config: CaptureConfig, target: Target) -> Iterator[str]:
         )
     for version in _versions(config):
         yield _rule(
+            # What the pod only forwards isn't meant for it.
             f"{_not_loopback(version)} tcp dport != {config.ports.inbound_hbone}"
-            f" {_unmarked(config.mark)}",
+            f" {_unmarked(config.mark)} fib daddr type local",
             f"redirect to :{config.ports.inbound_plaintext}",
             f"inbound-v{version}",
         )
@@ -193,7 +196,7 @@ def _refuse(config: CaptureConfig, exempt: Sequence[CgroupMatch]) -> Iterator[st
 
 
 def _check_output() -> Iterator[str]:
-    yield datagram_rules.entry("oifname", "udp_leaving")
+    yield datagram_rules.entry('oifname != "lo"', "udp_leaving")
     yield _rule(f'oifname != "lo" {_SYN}', "jump refuse", "leaving")
 
 
@@ -222,7 +225,7 @@ def _refuse_inbound(config: CaptureConfig) -> Iterator[str]:
 
 
 def _check_inbound(config: CaptureConfig, target: Target) -> Iterator[str]:
-    yield datagram_rules.entry("iifname", "udp_entering")
+    yield datagram_rules.entry('iifname != "lo"', "udp_entering")
     if target.bypass_inbound:
         return
     if not config.ipv6:
@@ -230,6 +233,13 @@ def _check_inbound(config: CaptureConfig, target: Target) -> Iterator[str]:
             f'meta nfproto ipv6 iifname != "lo" {_SYN}', "reject with tcp reset", "inbound-v6-off"
         )
     yield _rule(f'iifname != "lo" {_SYN}', "jump refuse_inbound", "entering")
+
+
+def _check_passed_on(target: Target) -> Iterator[str]:
+    """Of virtual machines: TCP that no rule redirected, and what the mesh doesn't carry."""
+    names = ", ".join(f'"{interface}"' for interface in target.virtual_interfaces)
+    yield datagram_rules.entry(f"iifname {{ {names} }}", "udp_passed_on")
+    yield _rule(f"iifname {{ {names} }} {_SYN}", "reject with tcp reset", "uncaptured-through")
 
 
 def _dns_answers(config: CaptureConfig) -> Iterator[str]:

@@ -58,9 +58,11 @@ def _problem(row: Row) -> str:
 
 
 def _capture(row: Row) -> str:
-    """In brackets: a way that its older connections still go."""
+    """In brackets: a way that its older connections still go, and whether others send through the
+    pod past the mesh."""
     former = "".join(f" (+{name})" for name in row.get("former_captures") or [])
-    return f"{row.get('capture') or '-'}{former}"
+    partly = " (partly)" if row.get("forwards") else ""
+    return f"{row.get('capture') or '-'}{former}{partly}"
 
 
 def _older(row: Row) -> str:

@@ -33,14 +33,21 @@ class Captures:
         """What can't be had is replaced by the default: bare would be worse."""
         if pod.only_ports:
             return None
-        return self.named(pod.capture) or self.default
+        # No hook of sockets sees what others send through the pod (design section 4).
+        way = "nftables" if pod.virtual_interfaces else pod.capture
+        return self.named(way) or self.default
 
     def note(self, pod: Pod) -> str:
         """Why a pod isn't captured the way that it asks for; "" when it is."""
-        if not pod.capture or self.default is None or self.named(pod.capture) is not None:
+        way = "nftables" if pod.virtual_interfaces else pod.capture
+        if not way or self.default is None or self.named(way) is not None:
             return ""
-        why = self.missing.get(pod.capture, "it isn't set up on this node")
-        return f"captured by {self.default.name}, not {pod.capture}: {why}"
+        why = self.missing.get(way, "it isn't set up on this node")
+        text = f"captured by {self.default.name}, not {way}: {why}"
+        if pod.virtual_interfaces:
+            names = ", ".join(pod.virtual_interfaces)
+            return f"what comes in by {names} goes past the mesh; {text}"
+        return text
 
     def reconfigure(self, config: CaptureConfig) -> None:
         for redirect in self:

@@ -90,6 +90,8 @@ class Enrolment:
     datagrams: Tally = field(default_factory=Tally)
     # Sockets in it whose packets can't be captured, when it was last looked at.
     raw_sockets: int = 0
+    # Likewise: interfaces by which others send through it, past the mesh.
+    forwards: tuple[str, ...] = ()
     failures: int = 0
     error: AgentError | None = None
     # Loop time before which a failed step isn't tried again; infinite: not by itself.

@@ -1,6 +1,6 @@
 """Pods from a watched YAML file: a list of `name`, `namespace`, `serviceAccount`, `uid`, and
-`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` and `cgroup` (paths), `probePorts` (a
-list) and `capture: ebpf | nftables` where wanted."""
+`netns` (a path) or `pid`; `dnsCapture: false`, `resolvConf` and `cgroup` (paths), `probePorts` and
+`virtualInterfaces` (lists) and `capture: ebpf | nftables` where wanted."""
 
 import asyncio
 import logging
@@ -14,6 +14,7 @@ from agent import yaml_text
 from agent.pods import resolv_conf
 from agent.pods.netns import NetnsPath
 from agent.pods.source import Pod, PodAdded, PodEvent, PodRemoved, PodsSynced
+from redirect.base import INTERFACE
 
 log = logging.getLogger("underpass.pods")
 
@@ -36,10 +37,13 @@ _FIELDS = (
     "probePorts",
     "cgroup",
     "capture",
+    "virtualInterfaces",
 )
 _CAPTURES = ("ebpf", "nftables")
 # A pod has a few containers with three probes each; the data plane looks each arrival up in them.
 PROBE_PORTS_LIMIT = 64
+# Each is a few rules.
+VIRTUAL_INTERFACES_LIMIT = 16
 # Parts of a SPIFFE id and of Kubernetes names alike.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,252}")
@@ -188,6 +192,7 @@ def _pod(entry: object) -> Pod:
         probe_ports=_probe_ports(entry),
         cgroup=_cgroup(entry),
         capture=_capture(entry),
+        virtual_interfaces=_virtual_interfaces(entry),
     )
 
 
@@ -263,7 +268,23 @@ def _capture(entry: Mapping[str, object]) -> str:
     value = entry.get("capture", "")
     if (value and value not in _CAPTURES) or not isinstance(value, str):
         raise _BrokenEntry(f"capture: {value!r} is no way to capture: {', '.join(_CAPTURES)}")
+    if value == "ebpf" and entry.get("virtualInterfaces"):
+        raise _BrokenEntry("capture: only nftables catches what virtualInterfaces bring")
     return value
+
+
+def _virtual_interfaces(entry: Mapping[str, object]) -> tuple[str, ...]:
+    """In order, each once: what is written otherwise isn't another pod."""
+    field, names = "virtualInterfaces", entry.get("virtualInterfaces", [])
+    if not isinstance(names, list):
+        raise _BrokenEntry(f"{field}: a list is wanted, for example [tap0], not {_kind(names)}")
+    for name in names:
+        if not isinstance(name, str) or name == "lo" or not INTERFACE.fullmatch(name):
+            raise _BrokenEntry(f"{field}: {name!r} is no name of a virtual interface")
+    if len(set(names)) > VIRTUAL_INTERFACES_LIMIT:
+        text = f"{len(set(names))} interfaces, {VIRTUAL_INTERFACES_LIMIT} at most"
+        raise _BrokenEntry(f"{field}: {text}")
+    return tuple(sorted(set(names)))
 
 
 def _claim(taken: dict[tuple[str, str], int], index: int, pod: Pod) -> None:

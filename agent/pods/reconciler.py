@@ -522,7 +522,13 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
     disproved = proof is not None and proof.state == NOT_PROVED
     if proof is not None and disproved and error is None:
         problem, remedy = f"its capture isn't proved: {proof.reason}", REMEDY
-    note = node.captures.note(pod)
+    notes = [node.captures.note(pod)]
+    if enrolment.captured and enrolment.forwards:
+        names = ", ".join(enrolment.forwards)
+        notes.append(
+            f"partly captured: what others send through it by {names} goes past the mesh; name"
+            " those interfaces in virtualInterfaces"
+        )
     return PodView(
         uid=pod.uid,
         name=pod.name,
@@ -533,13 +539,14 @@ def view(enrolment: Enrolment, node: Node) -> PodView:
         captured=enrolment.captured,
         capture=enrolment.way if enrolment.captured else "",
         former_captures=enrolment.former_ways if enrolment.captured else (),
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, notes)),
         verified=enrolment.verified is not None and error is None and not disproved,
         verified_at=enrolment.verified,
         repairs=enrolment.repairs,
         udp_refused=enrolment.datagrams.total.refused,
         udp_unprotected=enrolment.datagrams.total.unprotected,
         raw_sockets=enrolment.raw_sockets,
+        forwards=enrolment.forwards if enrolment.captured else (),
         problem=problem,
         remedy=remedy,
         proof=proof.state if proof is not None else "",

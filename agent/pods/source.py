@@ -32,6 +32,8 @@ class Pod:
     cgroup: Path | None = None
     # ebpf or nftables; "": whatever the node takes.
     capture: str = ""
+    # Interfaces of its namespace that others behind it send by: what comes in there is its own.
+    virtual_interfaces: tuple[str, ...] = ()
     # Of the agent's own: what alone is reached there, over HBONE; nothing is redirected.
     only_ports: tuple[int, ...] = ()
 
@@ -49,6 +51,7 @@ class Pod:
             probe_ports=other.probe_ports,
             cgroup=other.cgroup,
             capture=other.capture,
+            virtual_interfaces=other.virtual_interfaces,
         )
         return self != other and same == other
 

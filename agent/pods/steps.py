@@ -11,6 +11,7 @@ import random
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 from agent.dataplane import DataplaneError, InUse
@@ -26,7 +27,7 @@ from agent.pods.proof import NOT_PROVED
 from agent.pods.proofs import Prover
 from agent.pods.source import Pod
 from proto.gen import control_pb2
-from redirect import lingering, raw_sockets
+from redirect import forwarding, lingering, raw_sockets
 from redirect.base import CaptureConfig, Datagrams, NetnsGone, Redirect, RedirectError, Target
 from redirect.netns import NetnsThread
 
@@ -298,6 +299,10 @@ class Steps:
             enrolment.raw_sockets = await self._threads.run(
                 enrolment.netns_fd, raw_sockets.count, subject=target.name
             )
+            caught = target.virtual_interfaces if redirect.name == "nftables" else ()
+            enrolment.forwards = await self._threads.run(
+                enrolment.netns_fd, partial(forwarding.undeclared, caught), subject=target.name
+            )
         if due or enrolment.repairs > repairs:
             self._prover.want(enrolment, ebpf=redirect.name == "ebpf")
         # While the rules weren't whole, connections may have got past them.
@@ -311,16 +316,20 @@ class Steps:
         wanted = enrolment.wanted
         assert wanted is not None  # CHANGE is never planned without it
         # What else there is to change is the data plane's to do, or asks for a move.
-        dns = enrolment.captured and wanted.dns_capture != enrolment.pod.dns_capture
-        target = replace(self._target(enrolment), dns=wanted.dns_capture)
+        was, is_captured = enrolment.pod, enrolment.captured
+        dns = is_captured and wanted.dns_capture != was.dns_capture
+        behind = is_captured and wanted.virtual_interfaces != was.virtual_interfaces
+        target = self._target(enrolment, wanted)
         if dns and not wanted.dns_capture:
             await self._present(enrolment).install(target)
         if dataplane is not None:
             await dataplane.update_pod(wanted.uid, self._settings(enrolment, wanted))
         else:
             enrolment.stale = True
-        if dns and wanted.dns_capture:
+        if (dns and wanted.dns_capture) or behind:
             await self._present(enrolment).install(target)
+            # Who sends past the mesh is looked at anew.
+            enrolment.verify_at = 0.0
         enrolment.pod = wanted
         settings = {"dns": wanted.dns_capture, "probe_ports": list(wanted.probe_ports)}
         log.info("pod's settings changed", extra=_fields(enrolment) | settings)
@@ -458,13 +467,16 @@ class Steps:
         rules = self._namespaces.get(pod.namespace)
         return rules is not None and rules.udp_deny
 
-    def _target(self, enrolment: Enrolment, *, shared: bool | None = None) -> Target:
-        """`shared`: known better by who moves it."""
-        pod = enrolment.pod
+    def _target(
+        self, enrolment: Enrolment, pod: Pod | None = None, *, shared: bool | None = None
+    ) -> Target:
+        """Of `pod`, where it isn't the enrolment's yet. `shared`: known better by who moves it."""
+        pod = pod or enrolment.pod
         return Target(
             uid=pod.uid,
             name=pod.key,
             netns_fd=enrolment.netns_fd,
+            virtual_interfaces=pod.virtual_interfaces,
             dns=pod.dns_capture,
             udp_deny=self._denies_udp(pod),
             shared=len(_ways(enrolment)) > 1 if shared is None else shared,
@@ -493,7 +505,10 @@ class Steps:
             external = control_pb2.PodSettings.EXTERNAL
             kind = external if self.external else control_pb2.PodSettings.NONE
         settings = control_pb2.PodSettings(
-            capture=kind, probe_ports=pod.probe_ports, cgroup=str(pod.cgroup or "")
+            capture=kind,
+            probe_ports=pod.probe_ports,
+            cgroup=str(pod.cgroup or ""),
+            virtual_interfaces=pod.virtual_interfaces,
         )
         if (rules := self._namespaces.get(pod.namespace)) is not None:
             settings.registry_only = _ENFORCEMENT[rules.registry_only]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.pods import steps
+from agent.pods.captures import Captures
 from agent.pods.ledger import Ledger, read
 from agent.pods.reconciler import Reconciler
 from agent.pods.source import PodAdded, PodRemoved
@@ -187,3 +188,20 @@ async def test_way_that_is_not_to_be_had_is_told(tmp_path: Path) -> None:
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     await world.reconciler.close()
+
+
+async def test_pod_with_virtual_interfaces_is_captured_by_nftables(world: Moving) -> None:
+    world.ask_for("ebpf")
+    await world.by("ebpf")
+    machine = replace(world.pod("a"), virtual_interfaces=("tap0",))
+    world.tell(PodAdded(machine))
+    await world.by("nftables")
+    assert list(world.target.settings[UID].virtual_interfaces) == ["tap0"]
+
+
+async def test_without_nftables_machines_go_past_and_it_is_told(tmp_path: Path) -> None:
+    alone = Captures(FakeRedirect("ebpf"), missing={"nftables": "no module nf_tables"})
+    machine = replace(World(tmp_path).pod("a"), virtual_interfaces=("tap0",))
+    assert alone.wanted(machine) is alone.default
+    assert "tap0 goes past the mesh" in alone.note(machine)
+    assert "no module nf_tables" in alone.note(machine)

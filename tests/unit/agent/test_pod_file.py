@@ -213,3 +213,31 @@ async def test_changed_pod_is_told_again_under_its_uid(watched: Watched) -> None
     last = watched.events[-1]
     assert isinstance(last, PodAdded)
     assert str(last.pod.netns) == "/run/netns/other"
+
+
+def test_virtual_interfaces_are_names_of_the_kernel() -> None:
+    pods = listed(entry("a", virtualInterfaces=["tap1", "tap0", "tap1"]), entry("b")).pods
+    assert [pod.virtual_interfaces for pod in pods.values()] == [("tap0", "tap1"), ()]
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ("tap0", "a list is wanted, for example [tap0]"),
+        (["lo"], "'lo' is no name of a virtual interface"),
+        (["sixteen-letters-"], "is no name"),
+        (['x" accept'], "is no name"),
+        ([7], "7 is no name"),
+        ([f"tap{i}" for i in range(17)], "17 interfaces, 16 at most"),
+    ],
+)
+def test_broken_virtual_interfaces_are_named(names: object, why: str) -> None:
+    (problem,) = listed(entry("a", virtualInterfaces=names)).problems
+    assert "virtualInterfaces: " in problem
+    assert why in problem
+
+
+def test_ebpf_cannot_be_asked_for_with_virtual_interfaces() -> None:
+    broken = entry("a", virtualInterfaces=["tap0"], capture="ebpf")
+    (problem,) = listed(broken).problems
+    assert "capture: only nftables catches what virtualInterfaces bring" in problem

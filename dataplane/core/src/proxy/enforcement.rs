@@ -16,6 +16,8 @@ use crate::wire::control as pb;
 pub struct Demands {
     pub registry_only: Enforcement,
     pub waypoint_required: Enforcement,
+    /// Others send through the pod: what comes in by its virtual interfaces is outbound.
+    pub passes_on: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +33,7 @@ impl Demands {
         Self {
             registry_only: Enforcement::of(settings.registry_only),
             waypoint_required: Enforcement::of(settings.waypoint_required),
+            passes_on: !settings.virtual_interfaces.is_empty(),
         }
     }
 

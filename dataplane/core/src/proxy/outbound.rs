@@ -16,7 +16,6 @@ use super::pod::{Place, Pod, reset, run};
 use super::proof;
 use super::traceparent::Trace;
 use crate::config::canonical_addr;
-use crate::inpod::Netns;
 use crate::inpod::original_dst;
 use crate::state::Workload;
 use crate::state::resolve::{HboneRoute, Route, Target};
@@ -49,7 +48,7 @@ pub enum Unserved {
 /// Everything that may fail happens in boxes of its own, so that a connection that only copies
 /// keeps little memory.
 pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
-    let wanted = match captured(&pod.netns, &client, peer) {
+    let wanted = match captured(&pod, &client, peer) {
         Ok(wanted) => wanted,
         Err(error) => {
             let peer = pod.netns.as_seen(peer);
@@ -73,11 +72,12 @@ pub async fn handle(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 
 /// Only connections that the pod itself made and that were redirected may use it. A remote client
 /// that connects to the listener would borrow the pod's identity, and one that wasn't redirected
-/// would loop.
-fn captured(netns: &Netns, client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
+/// would loop. Of a pod that others send through, only the rules for its virtual interfaces redirect
+/// here what it didn't make.
+fn captured(pod: &Pod, client: &TcpStream, peer: SocketAddr) -> Result<Wanted, Early> {
     let local = canonical_addr(client.local_addr()?);
     let loopback = local.ip().is_loopback() || peer.ip().is_loopback();
-    if !loopback && peer.ip() != local.ip() {
+    if !loopback && peer.ip() != local.ip() && !pod.demands.load().passes_on {
         return Err(Early::NotLoopback(peer));
     }
     let dst = original_dst(client).map_err(Early::NoOriginalDst)?;
@@ -85,7 +85,7 @@ fn captured(netns: &Netns, client: &TcpStream, peer: SocketAddr) -> Result<Wante
         return Err(Early::SelfCall(dst));
     }
     Ok(Wanted {
-        peer: netns.as_seen(peer),
+        peer: pod.netns.as_seen(peer),
         local,
         dst,
         began: Instant::now(),
