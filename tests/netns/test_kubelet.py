@@ -6,35 +6,31 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo import manifests
 from agent.cli.demo.cgroup import folder
-from agent.cli.demo.manifests import Pod
 from agent.cli.demo.mesh import Mesh, access_lines
 from agent.cli.demo.netns import inside
-from agent.cli.demo.shop import ECHO_PORT, NAMESPACE, serve_echo
+from agent.cli.demo.shop import ECHO_PORT
 from agent.cli.demo.world import remove_cgroup
 from tests.netns.test_traffic import metrics
-from tests.support.intruder import Heard, run
+from tests.support.intruder import run
 from tests.support.meshes import mesh_of
-from tests.support.proof import new_marker
+from tests.support.probed import FAMILIES, UNDECLARED_PORT, dial, probed_pod
 from tests.support.sysctl import always_cookies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from agent.cli.demo.manifests import Pod
     from agent.cli.demo.world import Node, World
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.modes("ebpf")]
 
-FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-UNDECLARED_PORT = 9001
 FIXED_PORT = 41_007
 
 
@@ -59,26 +55,7 @@ async def mesh(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def probed(mesh: Mesh) -> Pod:
-    """On the first node, under STRICT, with a declared and an undeclared port that greet."""
-    sandbox = mesh.world.add_pod(mesh.world.nodes[0], "probed")
-    pod = Pod(sandbox, NAMESPACE, "probed", probe_ports=(ECHO_PORT,))
-    mesh.apply("namespace", manifests.namespace(NAMESPACE))
-    mesh.apply("strict", manifests.strict(NAMESPACE))
-    mesh.add(pod)
-    await serve_echo(mesh, pod)
-    undeclared = [sys.executable, "-m", "agent.cli.demo.echo", "probed", str(UNDECLARED_PORT)]
-    await mesh.spawn("undeclared", undeclared, sandbox.namespace)
-    await mesh.start()
-    return pod
-
-
-async def dial(
-    where: Node | Pod, pod: Pod, port: int, family: str, cgroup: Path | None = None
-) -> Heard:
-    join = ("sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec "$@"', "-") if cgroup else ()
-    host = getattr(pod.sandbox, family)
-    (said,) = await run(where, "odd_sockets", "plain", host, port, new_marker(), before=join)
-    return said
+    return await probed_pod(mesh)
 
 
 def passed(node: Node) -> float:

@@ -3,22 +3,20 @@ pods are reached through the data plane, which says so."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo import manifests
-from agent.cli.demo.manifests import Pod
 from agent.cli.demo.mesh import Mesh, access_lines
-from agent.cli.demo.shop import ECHO_PORT, NAMESPACE, serve_echo
-from tests.netns.test_kubelet import FAMILIES, UNDECLARED_PORT, dial
+from agent.cli.demo.shop import ECHO_PORT
 from tests.support.meshes import mesh_of
+from tests.support.probed import FAMILIES, UNDECLARED_PORT, dial, probed_pod
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agent.cli.demo.manifests import Pod
     from agent.cli.demo.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -35,16 +33,7 @@ async def mesh(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def probed(mesh: Mesh) -> Pod:
-    sandbox = mesh.world.add_pod(mesh.world.nodes[0], "probed")
-    pod = Pod(sandbox, NAMESPACE, "probed", probe_ports=(ECHO_PORT,))
-    mesh.apply("namespace", manifests.namespace(NAMESPACE))
-    mesh.apply("strict", manifests.strict(NAMESPACE))
-    mesh.add(pod)
-    await serve_echo(mesh, pod)
-    undeclared = [sys.executable, "-m", "agent.cli.demo.echo", "probed", str(UNDECLARED_PORT)]
-    await mesh.spawn("undeclared", undeclared, sandbox.namespace)
-    await mesh.start()
-    return pod
+    return await probed_pod(mesh)
 
 
 @FAMILIES

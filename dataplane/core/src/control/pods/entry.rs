@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,6 +29,8 @@ pub(in crate::control) struct Entry {
     pub netns: Arc<Netns>,
     pub proxy: Arc<PodProxy>,
     live: Mutex<Live>,
+    /// It wasn't told of the present settings, or failed at it.
+    kernel_lags: AtomicBool,
     /// While it drains: when what is left is cut; None never.
     drain_by: watch::Sender<Option<Instant>>,
 }
@@ -113,6 +116,7 @@ impl Entry {
                 identity: None,
                 released: false,
             }),
+            kernel_lags: AtomicBool::new(false),
             drain_by: watch::Sender::new(None),
         })
     }
@@ -191,6 +195,14 @@ impl Entry {
         let found = listeners.0.iter().find(|(p, _)| *p == port);
         let cloned = found.map(|(_, fd)| fd.try_clone()).transpose();
         cloned.map_err(|error| duplicating(&self.info, &error))
+    }
+
+    pub(super) fn kernel_lags(&self) -> bool {
+        self.kernel_lags.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_kernel_lags(&self, lags: bool) {
+        self.kernel_lags.store(lags, Ordering::Relaxed);
     }
 
     pub fn wants_dns(&self) -> bool {

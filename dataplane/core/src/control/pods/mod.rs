@@ -155,7 +155,7 @@ impl Pods {
             return entry.update(settings, &self.shared.config);
         }
         let wanted = capture::enrolment(&settings);
-        if wanted == entry.enrolment() {
+        if wanted == entry.enrolment() && !entry.kernel_lags() {
             // Nothing of it is the kernel's, whose place for a listener that was ended can't be
             // filled before it listens again.
             return entry.update(settings, &self.shared.config);
@@ -163,7 +163,11 @@ impl Pods {
         // Never led to somebody who listens no more, or not yet.
         if wanted.dns {
             entry.update(settings, &self.shared.config)?;
-            self.capture.change(entry, wanted).await
+            // Whoever tries again finds the settings as they are wanted already.
+            entry.set_kernel_lags(true);
+            self.capture.change(entry.clone(), wanted).await?;
+            entry.set_kernel_lags(false);
+            Ok(())
         } else {
             self.capture.change(entry.clone(), wanted).await?;
             entry.update(settings, &self.shared.config)
