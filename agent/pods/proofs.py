@@ -26,10 +26,6 @@ BATCH = 128
 CHILDREN = 2
 # Once the data plane or a child failed; the pod's fault it wasn't.
 AGAIN = 1.0
-NO_ADDRESS = (
-    "its namespace has no address that could be captured; a sandboxed runtime, whose sockets aren't"
-    " this kernel's, takes it away"
-)
 # After failed proofs, the first repair comes at once; later ones mustn't rewrite rules for ever.
 REPAIR_PAUSES = (0.0, 1.0, 5.0)
 # A restarted node waits so long for proofs that fail.
@@ -212,8 +208,7 @@ def judge(
     legs: Sequence[Leg], met: Mapping[bytes, Met], arrived: Collection[bytes], *, ebpf: bool
 ) -> tuple[str, str]:
     """The state, and the reason where it isn't proved. One connection that goes past us is enough
-    to disprove, and so is a pod without an address: what its processes send is another kernel's.
-    Without any that arrives, nothing is known of that way."""
+    to disprove; without any that arrives, nothing is known of that way."""
     proved: set[bool] = set()
     wrong: list[str] = []
     unknown: dict[bool, str] = {}
@@ -227,9 +222,6 @@ def judge(
             wrong.append(f"a connection out of the pod (IPv{leg.family}) went past us: {_how(it)}")
         else:
             wrong.append(f"a connection to the pod (IPv{leg.family}) went past us: {_how(it)}")
-    inwards = [met.get(leg.nonce) for leg in legs if not leg.outwards]
-    if inwards and all(it is not None and it.word == "absent" for it in inwards):
-        wrong.append(NO_ADDRESS)
     if wrong:
         return NOT_PROVED, "; ".join(wrong)
     texts = []

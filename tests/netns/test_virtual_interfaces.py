@@ -68,8 +68,7 @@ async def mesh(
     world: World, capture: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Host]:
     folder = tmp_path_factory.mktemp("mesh")
-    options = ("--verify-interval=300ms", "--prove-interval=500ms")
-    async with mesh_of(Host, world, capture, folder, *options) as made:
+    async with mesh_of(Host, world, capture, folder, "--verify-interval=300ms") as made:
         yield made
 
 
@@ -87,7 +86,7 @@ def guest(shop: Shop) -> Iterator[Pod]:
     host = shop.web.sandbox.namespace
     # By this prefix the world finds it after a crash.
     name = f"{host}-vm"
-    _ip(
+    for line in (
         f"netns add {name}",
         f"-n {host} link add {INTERFACE} type veth peer name eth0 netns {name}",
         f"-n {host} addr add 10.0.2.1/24 dev {INTERFACE}",
@@ -98,7 +97,8 @@ def guest(shop: Shop) -> Iterator[Pod]:
         f"-n {name} link set eth0 up",
         f"-n {name} route add default via 10.0.2.1",
         f"-n {name} -6 route add default via fd00:2::1",
-    )
+    ):
+        subprocess.run(["ip", *line.split()], check=True)
     rules = (
         "table inet hypervisor { chain post { type nat hook postrouting priority 100;"
         ' oifname "eth0" masquerade; }; }'
@@ -111,12 +111,7 @@ def guest(shop: Shop) -> Iterator[Pod]:
 
     inside(host, forward)
     yield replace(shop.web, sandbox=replace(shop.web.sandbox, namespace=name))
-    _ip(f"netns del {name}")
-
-
-def _ip(*lines: str) -> None:
-    for line in lines:
-        subprocess.run(["ip", *line.split()], check=True)
+    subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 async def test_undeclared_machine_is_shown_as_going_past_the_mesh(
@@ -158,36 +153,3 @@ async def test_declared_machine_speaks_with_the_pods_identity(
             assert await greets(shop.batch, shop.db)
     await mesh.declare(shop.web)
     await mesh.forwards(shop.web, INTERFACE, capture=capture)
-
-
-async def test_pod_whose_sockets_are_of_another_kernel_is_not_proved(
-    mesh: Host, shop: Shop
-) -> None:
-    """As a sandboxed runtime leaves it: frames of the pod's link go to a machine that has the pod's
-    addresses, and none of the pod's own sockets is met."""
-    pod = shop.cart
-    host = pod.sandbox.namespace
-    machine = f"{host}-vm"
-    _ip(
-        f"netns add {machine}",
-        f"-n {host} link add br0 type bridge",
-        f"-n {host} link add {INTERFACE} type veth peer name eth0 netns {machine}",
-        f"-n {host} addr flush dev eth0",
-        f"-n {host} link set eth0 master br0",
-        f"-n {host} link set {INTERFACE} master br0",
-        f"-n {host} link set {INTERFACE} up",
-        f"-n {host} link set br0 up",
-        f"-n {machine} addr add {pod.sandbox.ipv4}/32 dev eth0",
-        f"-n {machine} link set eth0 up",
-        f"-n {machine} route add 169.254.1.1 dev eth0",
-        f"-n {machine} route add default via 169.254.1.1 dev eth0",
-    )
-    try:
-
-        async def disproved() -> bool:
-            row = await mesh.row(pod)
-            return bool(row["proof"] == "not proved" and not row["verified"])
-
-        await mesh.until(f"{pod.name} isn't proved", disproved, pod.sandbox.node.name)
-    finally:
-        _ip(f"netns del {machine}")

@@ -56,13 +56,7 @@ def test_a_refused_connection_into_the_pod_disproves() -> None:
     assert "to the pod (IPv4)" in reason
 
 
-def test_a_pod_without_any_address_is_another_kernels() -> None:
-    state, reason = judged((OUT4, OUT6), i4=ABSENT, i6=ABSENT)
-    assert state == NOT_PROVED
-    assert reason.startswith("its namespace has no address")
-
-
-@pytest.mark.parametrize("met", [UNREACHABLE, SILENT])
+@pytest.mark.parametrize("met", [UNREACHABLE, SILENT, ABSENT])
 def test_a_pod_out_of_the_nodes_reach_is_unknown_with_its_own_reason(met: Met) -> None:
     state, reason = judged((OUT4, OUT6), i4=met, i6=met)
     assert state == UNKNOWN

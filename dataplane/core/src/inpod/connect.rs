@@ -27,8 +27,8 @@ pub fn is_source_lost(error: &io::Error) -> bool {
 
 impl Netns {
     /// Connects from inside the namespace: TCP_NODELAY, keepalive, the data plane's mark. With
-    /// `source` the socket is transparent and bound to that address (facts ztunnel 1.2, 1.3); where
-    /// that can't be had, the connection fails instead of showing another address to the
+    /// `source` the socket is transparent and bound to that address (facts ztunnel 1.2, 1.3), towards
+    /// an address of the namespace itself; where that can't be had, the connection fails instead of showing another address to the
     /// application. Has no time limit of its own.
     pub async fn connect(
         self: &Arc<Self>,
@@ -67,6 +67,8 @@ fn spoof(socket: &Socket, source: IpAddr, dst: SocketAddr) -> io::Result<()> {
     if source.is_ipv4() {
         socket.set_ip_transparent_v4(true)?;
         socket.set_freebind_v4(true)?;
+        // Routes to an IPv6 address of the namespace itself are bound to that address's device.
+        sockopt::bind_to_loopback(socket)?;
     } else {
         socket.set_ip_transparent_v6(true)?;
         socket.set_freebind_v6(true)?;

@@ -1,6 +1,6 @@
 //! Socket options of the data plane's sockets (facts ztunnel 1.2), and whether this process may set
 //! them at all.
-#![allow(unsafe_code)] // one option that no library wraps
+#![allow(unsafe_code)] // two options that no library wraps
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,6 +9,9 @@ use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 use super::Netns;
 use crate::config::Keepalive;
+
+/// Index of the loopback interface, in every network namespace, whatever its name.
+const LOOPBACK: libc::c_int = 1;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{what} is not permitted ({source}): the data plane needs {needs}")]
@@ -69,14 +72,25 @@ pub(super) fn keepalive(socket: &Socket, wanted: Option<&Keepalive>) -> io::Resu
 /// The port is chosen at connect, where only the whole 4-tuple must be free: at bind, one client
 /// address would have no more than the ephemeral range for all applications together.
 pub(super) fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: `on` lives through the call and the length given is its own; the descriptor is open.
+    set_number(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// The kernel gives a port in TIME_WAIT out again after a second only where it knows that nothing
+/// but loopback was meant (tcp_tw_reuse 2, its default); elsewhere after a minute, by which some 470
+/// connections a second from one client to one port of a pod would use up all that there are (seen).
+pub(super) fn bind_to_loopback(socket: &Socket) -> io::Result<()> {
+    set_number(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, LOOPBACK)
+}
+
+fn set_number(socket: &Socket, level: i32, option: i32, number: libc::c_int) -> io::Result<()> {
+    // SAFETY: `number` lives through the call and the length given is its own; the descriptor is
+    // open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
+            level,
+            option,
+            (&raw const number).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
