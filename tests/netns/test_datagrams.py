@@ -184,7 +184,12 @@ async def test_dns_works_where_udp_is_denied_captured_or_not(town: Town, family:
         async def asked_itself() -> bool:
             # What passes is shown: each question is a flow of its own.
             before = len(names.asked)
-            return await answered() and len(names.asked) == before + 12
+            try:
+                return await answered() and len(names.asked) == before + 12
+            except AssertionError:
+                # A socket connected before the change keeps loopback as its own address, and can't
+                # be connected elsewhere.
+                return False
 
         await town.mesh.until("DNS past the data plane", asked_itself, seconds=15)
         assert len(names.asked) > asked

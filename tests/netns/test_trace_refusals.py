@@ -249,7 +249,7 @@ async def test_a_packet_to_a_pod_without_a_data_plane_is_told(mesh: Mesh, shop: 
         # Else it would start another at once.
         await mesh.kill(node.name)
         os.kill(doomed, signal.SIGKILL)
-        await eventually(lambda: not descriptors(doomed))
+        await eventually(lambda: ended(doomed))
         began = time.monotonic()
         where = f"{shop.web.sandbox.ipv4}:{ECHO_PORT}"
         # As by a machine on which nobody listens.
@@ -316,12 +316,14 @@ def state(pins: Path) -> State:
         os.close(fd)
 
 
-def descriptors(pid: int) -> list[str]:
-    """None of a process that ended, also when nobody has taken notice yet."""
+def ended(pid: int) -> bool:
+    """With all its threads, each of which keeps its listeners; also when nobody has taken notice
+    yet."""
     try:
-        return os.listdir(f"/proc/{pid}/fd")
-    except FileNotFoundError:
-        return []
+        status = Path(f"/proc/{pid}/status").read_text()
+        return len(os.listdir(f"/proc/{pid}/task")) == 1 and "\nState:\tZ" in status
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def comm() -> str:
